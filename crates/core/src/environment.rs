@@ -1,0 +1,42 @@
+//! Environments as data: what was asked for, how it is read, and the hash that identifies it.
+//!
+//! A conda specification is read once, at submission ([`conda`]); everything that this server does not act on is refused
+//! there, never dropped. What remains is a Python version ([`version`]) and a pip list ([`requirement`]), whose canonical
+//! form is both what is hashed ([`hash`]) and what is built, so that equal hashes mean equal builds. Building, finding
+//! interpreters and caching belong to the engine.
+
+use serde::{Deserialize, Serialize};
+
+pub mod conda;
+pub mod hash;
+pub mod requirement;
+pub mod version;
+
+pub use conda::{CondaSpecification, parse_conda};
+pub use hash::{EnvironmentHash, HashContext};
+pub use requirement::{PipLine, PipList, PipOption};
+pub use version::{Choice, PythonVersion, VersionSpec, closest};
+
+/// The environment of a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EnvironmentSpec {
+    /// `UserManagedDependencies: true`: nothing is built, this interpreter is used.
+    UserManaged {
+        /// A path or a name found on PATH.
+        interpreter_path: String,
+    },
+    /// Built by this server from a Python version and a pip list.
+    Python(PythonEnvironment),
+}
+
+/// A Python version and a list of pip requirements.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PythonEnvironment {
+    /// The version asked for as conda writes it (`3.6.2`, `3.9.*`, `>=3.8,<3.10`); `None`: any.
+    pub python: Option<String>,
+    /// pip requirements, as given.
+    pub pip: Vec<String>,
+    /// Pins of pip, setuptools and wheel given on the conda side, as pip requirements.
+    pub tools: Vec<String>,
+}

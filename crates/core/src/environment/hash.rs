@@ -1,0 +1,271 @@
+//! The identity of an environment: what two specifications must share to be built once.
+//!
+//! The hash covers the canonical form of the specification and what surrounds the build ([`HashContext`]); the order and
+//! notation of requirements, comments, the name of the environment and credentials do not enter.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::{EnvironmentSpec, PipList, PythonEnvironment, VersionSpec, requirement::hide_userinfo};
+use crate::{Error, Result};
+
+/// 32 hexadecimal digits: the first half of a SHA-256. Short because it is the name of a folder whose path ends up in
+/// the first line of installed scripts, which kernels cut.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct EnvironmentHash(String);
+
+impl EnvironmentHash {
+    /// The digits.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    fn of(parts: &[(&str, &str)]) -> Self {
+        let mut hasher = Sha256::new();
+        for (name, value) in parts {
+            // Lengths keep neighbours apart: no value can pass for two.
+            hasher.update(format!("{name}:{}:{value}\n", value.len()));
+        }
+        Self(hex::encode(&hasher.finalize()[..16]))
+    }
+}
+
+impl fmt::Display for EnvironmentHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for EnvironmentHash {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self> {
+        let valid = text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        if valid {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Error::invalid("not the hash of an environment: 32 lower-case hexadecimal digits are expected"))
+        }
+    }
+}
+
+impl TryFrom<String> for EnvironmentHash {
+    type Error = Error;
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl From<EnvironmentHash> for String {
+    fn from(hash: EnvironmentHash) -> Self {
+        hash.0
+    }
+}
+
+/// What decides the outcome of a build besides the specification.
+#[derive(Clone, Copy, Debug)]
+pub struct HashContext<'a> {
+    /// The interpreter that was chosen, by its full version; other words may stand here where none is chosen yet.
+    pub interpreter: &'a str,
+    /// Operating system, architecture and C library.
+    pub platform: &'a str,
+    /// The indexes and link pages that the server configures, in order; credentials in them are left out of the hash.
+    pub indexes: &'a [String],
+    /// The version of the way of building.
+    pub builder: &'a str,
+}
+
+impl EnvironmentSpec {
+    /// The identity of this environment. [`crate::ErrorKind::Invalid`] if the specification can not be read.
+    pub fn canonical_hash(&self, context: &HashContext<'_>) -> Result<EnvironmentHash> {
+        match self {
+            Self::UserManaged { interpreter_path } => Ok(EnvironmentHash::of(&[("user-managed", interpreter_path)])),
+            Self::Python(environment) => environment.canonical_hash(context),
+        }
+    }
+}
+
+impl PythonEnvironment {
+    /// The Python version asked for; `None`: any.
+    pub fn version_spec(&self) -> Result<Option<VersionSpec>> {
+        self.python.as_deref().map(VersionSpec::parse).transpose()
+    }
+
+    /// The pip list, with the pins of the conda side, in canonical form.
+    pub fn pip_list(&self) -> Result<PipList> {
+        PipList::parse(self.pip.iter().chain(&self.tools))
+    }
+
+    /// The identity of this environment. [`crate::ErrorKind::Invalid`] if the specification can not be read.
+    pub fn canonical_hash(&self, context: &HashContext<'_>) -> Result<EnvironmentHash> {
+        let python = self.version_spec()?.map(|spec| spec.to_string()).unwrap_or_default();
+        let list = self.pip_list()?;
+        let options: Vec<String> = list.options.iter().map(ToString::to_string).collect();
+        let indexes: Vec<String> = context.indexes.iter().map(|index| without_userinfo(index)).collect();
+        let mut parts = vec![
+            ("builder", context.builder),
+            ("platform", context.platform),
+            ("interpreter", context.interpreter),
+            ("python", python.as_str()),
+        ];
+        parts.extend(indexes.iter().map(|index| ("index", index.as_str())));
+        parts.extend(options.iter().map(|option| ("option", option.as_str())));
+        parts.extend(list.requirements.iter().map(|requirement| ("requirement", requirement.as_str())));
+        Ok(EnvironmentHash::of(&parts))
+    }
+}
+
+fn without_userinfo(url: &str) -> String {
+    hide_userinfo(url).replacen("***@", "", 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const CONTEXT: HashContext<'static> = HashContext { interpreter: "3.11.7", platform: "linux-x86_64", indexes: &[], builder: "1" };
+
+    fn environment(python: Option<&str>, pip: &[&str]) -> PythonEnvironment {
+        PythonEnvironment { python: python.map(Into::into), pip: pip.iter().map(|&line| line.into()).collect(), tools: Vec::new() }
+    }
+
+    fn hash(python: Option<&str>, pip: &[&str]) -> EnvironmentHash {
+        environment(python, pip).canonical_hash(&CONTEXT).unwrap()
+    }
+
+    #[test]
+    fn what_matters_changes_the_hash() {
+        let base = hash(Some("3.11"), &["six==1.16.0"]);
+        let others = [
+            hash(Some("3.12"), &["six==1.16.0"]),
+            hash(None, &["six==1.16.0"]),
+            hash(Some("3.11"), &["six==1.15.0"]),
+            hash(Some("3.11"), &["six==1.16.0", "attrs"]),
+            hash(Some("3.11"), &["six[x]==1.16.0"]),
+            hash(Some("3.11"), &["--pre", "six==1.16.0"]),
+            hash(Some("3.11"), &["--extra-index-url https://a.example", "--extra-index-url https://b.example", "six==1.16.0"]),
+            hash(Some("3.11"), &["--extra-index-url https://b.example", "--extra-index-url https://a.example", "six==1.16.0"]),
+        ];
+        let surroundings = [
+            HashContext { interpreter: "3.11.8", ..CONTEXT },
+            HashContext { platform: "linux-aarch64", ..CONTEXT },
+            HashContext { indexes: &["https://a.example/simple".to_owned()], ..CONTEXT },
+            HashContext { builder: "2", ..CONTEXT },
+        ]
+        .map(|context| environment(Some("3.11"), &["six==1.16.0"]).canonical_hash(&context).unwrap());
+        let all: std::collections::BTreeSet<_> = others.into_iter().chain(surroundings).chain([base]).collect();
+        assert_eq!(all.len(), 13);
+    }
+
+    #[test]
+    fn credentials_of_an_index_do_not_enter_the_hash() {
+        let with = |index: &str| {
+            let indexes = [index.to_owned()];
+            environment(None, &["six"]).canonical_hash(&HashContext { indexes: &indexes, ..CONTEXT }).unwrap()
+        };
+        assert_eq!(with("https://user:one@a.example/simple"), with("https://a.example/simple"));
+        assert_eq!(with("https://user:one@a.example/simple"), with("https://user:two@a.example/simple"));
+        assert_ne!(with("https://user:one@a.example/simple"), with("https://user:one@b.example/simple"));
+    }
+
+    #[test]
+    fn tools_pinned_on_the_conda_side_are_requirements_like_others() {
+        let tools = PythonEnvironment { tools: vec!["pip==23.*".into()], ..environment(None, &["six"]) };
+        assert_eq!(tools.canonical_hash(&CONTEXT).unwrap(), hash(None, &["pip==23.*", "six"]));
+    }
+
+    #[test]
+    fn the_hash_of_a_specification_is_the_same_in_every_release() {
+        assert_eq!(hash(Some("3.6.2"), &["azureml-defaults"]).as_str(), "dc8dea2f9fc37dfb278e3b42c7191cb2");
+    }
+
+    #[derive(Clone, Debug)]
+    struct Requirement {
+        words: Vec<String>,
+        extras: Vec<String>,
+        clauses: Vec<String>,
+    }
+
+    /// How one requirement is written down; every choice here is insignificant.
+    #[derive(Clone, Debug)]
+    struct Notation {
+        upper: bool,
+        separator: &'static str,
+        space: &'static str,
+        reversed: bool,
+        comment: &'static str,
+    }
+
+    fn requirement() -> impl Strategy<Value = Requirement> {
+        let word = "[a-z][a-z0-9]{0,4}";
+        let clause = (prop::sample::select(vec!["==", ">=", "<", "!=", "~="]), 0_u8..9, 0_u8..9)
+            .prop_map(|(operator, a, b)| format!("{operator}{a}.{b}"));
+        (prop::collection::vec(word, 1..4), prop::collection::vec(word, 0..3), prop::collection::vec(clause, 0..3))
+            .prop_map(|(words, extras, clauses)| Requirement { words, extras, clauses })
+    }
+
+    fn notation() -> impl Strategy<Value = Notation> {
+        (
+            any::<bool>(),
+            prop::sample::select(vec!["-", "_", ".", "-_", "--"]),
+            prop::sample::select(vec!["", " ", "\t", "  "]),
+            any::<bool>(),
+            prop::sample::select(vec!["", " # note", "  #x"]),
+        )
+            .prop_map(|(upper, separator, space, reversed, comment)| Notation { upper, separator, space, reversed, comment })
+    }
+
+    fn write(requirement: &Requirement, notation: &Notation) -> String {
+        let case = |text: String| if notation.upper { text.to_uppercase() } else { text };
+        let ordered = |list: &[String]| {
+            let mut list = list.to_vec();
+            if notation.reversed {
+                list.reverse();
+            }
+            list
+        };
+        let space = notation.space;
+        let comma = format!("{space},{space}");
+        let extras = ordered(&requirement.extras).join(&comma);
+        let extras = if extras.is_empty() { extras } else { format!("{space}[{space}{}{space}]", case(extras)) };
+        let clauses = ordered(&requirement.clauses).join(&comma);
+        format!("{space}{}{extras}{space}{clauses}{}", case(requirement.words.join(notation.separator)), notation.comment)
+    }
+
+    proptest! {
+        #[test]
+        fn order_and_notation_do_not_change_the_hash(
+            written in prop::collection::vec((requirement(), notation(), notation()), 1..6),
+            seed in any::<prop::sample::Index>(),
+        ) {
+            let one: Vec<String> = written.iter().map(|(requirement, first, _)| write(requirement, first)).collect();
+            let mut two: Vec<String> = written.iter().map(|(requirement, _, second)| write(requirement, second)).collect();
+            let middle = seed.index(two.len());
+            two.rotate_left(middle);
+            two.push("# a comment".into());
+            let first = PythonEnvironment { python: Some("3.9.*".into()), pip: one, tools: Vec::new() };
+            let second = PythonEnvironment { python: Some(" =3.9".into()), pip: two, tools: Vec::new() };
+            prop_assert_eq!(first.canonical_hash(&CONTEXT).unwrap(), second.canonical_hash(&CONTEXT).unwrap());
+        }
+
+        #[test]
+        fn changing_one_pin_changes_the_hash(
+            mut list in prop::collection::vec(requirement(), 1..6),
+            at in any::<prop::sample::Index>(),
+        ) {
+            let at = at.index(list.len());
+            let plain = Notation { upper: false, separator: "-", space: "", reversed: false, comment: "" };
+            let hash = |list: &[Requirement]| {
+                let pip = list.iter().map(|requirement| write(requirement, &plain)).collect();
+                PythonEnvironment { python: None, pip, tools: Vec::new() }.canonical_hash(&CONTEXT).unwrap()
+            };
+            let before = hash(&list);
+            list[at].clauses.push("==77.7".into());
+            prop_assert_ne!(before, hash(&list));
+        }
+    }
+}
