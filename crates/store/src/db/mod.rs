@@ -1,0 +1,20 @@
+//! The two databases behind one set of calls: connections, statements, rows.
+//!
+//! Everything above writes one SQL text with `$1` placeholders; what differs comes from [`dialect`]. Nothing here knows
+//! what is stored.
+
+mod conn;
+mod connect;
+pub(crate) mod dialect;
+mod errors;
+pub(crate) mod json;
+mod migrate;
+mod network_fs;
+mod row;
+mod sql;
+
+pub(crate) use conn::Conn;
+pub(crate) use connect::Db;
+pub(crate) use dialect::Dialect;
+pub(crate) use row::{Columns, Row};
+pub(crate) use sql::{Sql, Value};

@@ -1,0 +1,114 @@
+//! One suite for both databases: every test of [`store_suite!`] is expanded for SQLite and for PostgreSQL.
+//!
+//! SQLite always runs. PostgreSQL runs when `TRAINYARD_TEST_POSTGRES` holds the URL of a server where schemas may be made
+//! (`scripts/postgres start` prints one); otherwise each of its tests says by name that it was skipped.
+
+mod apps;
+mod artifacts;
+mod concurrency;
+mod database;
+mod experiments;
+mod filters;
+mod fixtures;
+mod lists;
+mod patches;
+mod queue;
+mod runs;
+mod transitions;
+mod workspaces;
+
+/// Expands each named test once for each database.
+macro_rules! store_suite {
+    ($($noun:ident: $($test:ident),+ $(,)?;)+) => {
+        mod sqlite {
+            $(mod $noun {
+                $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $test() {
+                    let bench = $crate::database::sqlite().await;
+                    $crate::$noun::$test(&bench).await;
+                    bench.close().await;
+                })+
+            })+
+        }
+        mod postgres {
+            $(mod $noun {
+                $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $test() {
+                    let Some(bench) = $crate::database::postgres(concat!(stringify!($noun), "::", stringify!($test))).await else { return };
+                    $crate::$noun::$test(&bench).await;
+                    bench.close().await;
+                })+
+            })+
+        }
+    };
+}
+
+store_suite! {
+    workspaces:
+        a_workspace_is_found_by_its_path_in_any_case,
+        a_path_is_taken_once_whatever_its_case,
+        opening_again_finds_what_was_stored;
+    apps:
+        an_app_is_found_with_its_grants,
+        a_new_secret_and_a_deletion_are_seen_at_once,
+        debug_output_holds_no_secret;
+    experiments:
+        creating_twice_gives_the_same_experiment,
+        sixteen_callers_at_once_get_one_experiment,
+        a_patch_merges_tags_and_archives,
+        a_rename_to_a_taken_name_is_refused,
+        an_experiment_with_runs_is_not_deleted,
+        lists_page_through_all_experiments_newest_first,
+        lists_filter_by_view_and_name;
+    runs:
+        a_run_comes_back_as_it_was_given,
+        runs_are_numbered_per_experiment_from_one,
+        the_experiment_knows_its_latest_run,
+        a_taken_id_gives_the_run_that_has_it,
+        the_same_id_in_two_workspaces_is_two_runs,
+        a_run_of_no_experiment_is_refused_and_leaves_nothing,
+        the_snapshot_and_the_first_event_are_stored_with_the_run,
+        the_character_nul_is_refused_everywhere,
+        events_are_numbered_without_gaps;
+    patches:
+        a_patch_merges_and_keeps_what_it_does_not_name,
+        a_property_keeps_its_first_value,
+        tags_are_removed_by_name,
+        warnings_are_added_once,
+        a_run_becomes_a_child_with_its_whole_tree,
+        the_target_of_a_managed_run_is_fixed,
+        patching_nothing_is_not_found;
+    transitions:
+        a_managed_run_goes_through_its_whole_life,
+        a_failed_run_says_why_in_its_error,
+        a_client_error_is_kept_when_the_run_fails,
+        a_fenced_report_changes_nothing,
+        refusals_are_told_apart,
+        a_start_time_is_set_by_the_first_start_only,
+        cancelling_a_waiting_run_ends_it;
+    lists:
+        pages_hold_every_run_once_in_every_order,
+        runs_without_a_start_come_last,
+        hidden_runs_and_other_parents_are_left_out,
+        a_token_of_another_query_is_refused,
+        counts_are_by_state;
+    filters:
+        filters_mean_what_core_says,
+        the_filters_of_the_sdk_find_their_runs;
+    queue:
+        heads_are_in_queue_order_and_as_long_as_the_free_slots,
+        busy_slots_and_runs_in_execution_follow_the_state,
+        runs_ahead_counts_up_to_the_limit;
+    artifacts:
+        an_artifact_is_replaced_but_keeps_its_creation,
+        artifacts_are_listed_by_prefix_in_the_order_of_bytes,
+        an_environment_is_kept_as_first_stored;
+    concurrency:
+        sixteen_creations_of_one_id_make_one_run,
+        many_creations_at_once_are_numbered_without_gaps,
+        a_bad_run_does_not_fail_its_neighbours,
+        concurrent_admissions_have_one_winner,
+        a_dropped_caller_leaves_all_or_nothing,
+        mixed_writers_do_not_block_each_other_for_good,
+        a_closed_store_says_so;
+}

@@ -1,0 +1,81 @@
+use trainyard_core::{
+    ids::{AttemptId, ComputeName},
+    run::{Cause, Ownership, RunEvent, RunState},
+};
+use uuid::Uuid;
+
+use crate::{
+    database::Bench,
+    fixtures::{NOW, Place},
+};
+
+fn target(name: &str) -> ComputeName {
+    ComputeName::new(name).expect("a name")
+}
+
+/// Five waiting runs on `cpu-cluster`; their queue order is first, second, …
+async fn queue(bench: &Bench) -> Place {
+    let place = bench.place().await;
+    let other = bench.place().await;
+    let run =
+        |place: &Place, id: &str, priority, created_us| place.run_with(id, |run| (run.priority, run.created_us) = (priority, created_us));
+    bench.store_run(run(&place, "third", 0, NOW + 5)).await;
+    bench.store_run(run(&other, "second", 0, NOW + 4)).await;
+    bench.store_run(run(&place, "first", 1, NOW + 9)).await;
+    bench.store_run(run(&place, "fourth-b", 0, NOW + 6)).await;
+    bench.store_run(run(&place, "fourth-a", 0, NOW + 6)).await;
+    bench.store_run(place.run_with("elsewhere", |run| run.target = Some("gpu".into()))).await;
+    place
+}
+
+pub(crate) async fn heads_are_in_queue_order_and_as_long_as_the_free_slots(bench: &Bench) {
+    queue(bench).await;
+    let asked = [(target("cpu-cluster"), 4), (target("gpu"), 0), (target("unknown"), 3)];
+    let heads = bench.store.queue_heads(&asked).await.expect("heads");
+    assert_eq!(heads.len(), 1);
+    assert_eq!(heads[0].0, target("cpu-cluster"));
+    let ids: Vec<&str> = heads[0].1.iter().map(|queued| queued.run.as_str()).collect();
+    assert_eq!(ids, ["first", "second", "third", "fourth-a"]);
+    let heads = bench.store.queue_heads(&[(target("gpu"), 9), (target("cpu-cluster"), 1)]).await.expect("heads");
+    let heads: Vec<(&str, usize)> = heads.iter().map(|(target, queue)| (target.as_str(), queue.len())).collect();
+    assert_eq!(heads, [("gpu", 1), ("cpu-cluster", 1)]);
+}
+
+pub(crate) async fn busy_slots_and_runs_in_execution_follow_the_state(bench: &Bench) {
+    let place = bench.place().await;
+    let external = place.run_with("external", |run| {
+        run.ownership = Ownership::External;
+        run.state = RunState::Running;
+    });
+    bench.store_run(external).await;
+    assert!(bench.store.busy_slots().await.expect("counts").is_empty());
+    let mut attempts = Vec::new();
+    for id in ["one", "two"] {
+        let run = bench.store_run(place.run(id)).await;
+        let attempt = AttemptId(Uuid::new_v4());
+        bench.change(&run, RunEvent::Admitted { attempt }, NOW + attempts.len() as i64).await;
+        attempts.push((run, attempt));
+    }
+    bench.store_run(place.run("waiting")).await;
+    assert_eq!(bench.store.busy_slots().await.expect("counts"), [(target("cpu-cluster"), 2)].into());
+    let live = bench.store.runs_in_execution().await.expect("runs");
+    let found: Vec<_> = live.iter().map(|live| (live.run.clone(), live.attempt.id, live.state, live.version)).collect();
+    let expected: Vec<_> = attempts.iter().map(|(run, attempt)| (run.id.clone(), *attempt, RunState::Starting, 1)).collect();
+    assert_eq!(found, expected);
+
+    let (run, attempt) = &attempts[0];
+    bench.change(run, RunEvent::Ended { attempt: *attempt, cause: Cause::Completed }, NOW + 9).await;
+    assert_eq!(bench.store.busy_slots().await.expect("counts").values().sum::<u32>(), 2, "a finalizing run keeps its slot");
+    bench.change(run, RunEvent::Finalized, NOW + 9).await;
+    assert_eq!(bench.store.busy_slots().await.expect("counts").values().sum::<u32>(), 1);
+    assert_eq!(bench.store.runs_in_execution().await.expect("runs").len(), 1);
+}
+
+pub(crate) async fn runs_ahead_counts_up_to_the_limit(bench: &Bench) {
+    let place = queue(bench).await;
+    for (id, ahead) in [("first", 0), ("third", 2), ("fourth-a", 3), ("fourth-b", 4), ("elsewhere", 0)] {
+        let run = bench.store.run(place.workspace, &crate::fixtures::run_id(id)).await.expect("a read").expect("there");
+        assert_eq!(bench.store.runs_ahead(&run, 1000).await.expect("a count"), ahead, "{id}");
+        assert_eq!(bench.store.runs_ahead(&run, 2).await.expect("a count"), ahead.min(2), "{id}");
+    }
+}
