@@ -1,0 +1,271 @@
+//! The life of an agent, the same for the first one of an attempt and for one that comes after a crash: what is on disk says where to begin.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::Path,
+    process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{sync::watch, task::JoinSet};
+use trainyard_core::{
+    Error, Result,
+    definition::{Definition, Entry, Framework, History},
+    environment::EnvironmentSpec,
+    ids::{AttemptId, ComputeName},
+    run::Cause,
+};
+use trainyard_wire::native::{AGENT_PROTOCOL, AttemptOrder, Report};
+
+use super::{
+    client::{Client, Refusal},
+    control::{self, Control},
+    folder::AttemptFolder,
+    outputs::Outputs,
+    prepare::prepare,
+    process,
+    report::Reporter,
+    ship::{Pace, Shipper},
+    supervise::{self, Outcome},
+};
+
+/// Somebody who only looks whether an agent is alive holds the lock for an instant.
+const LOCK_PATIENCE: Duration = Duration::from_millis(300);
+
+/// Sentences about one attempt that are sent to the server; the rest is counted.
+const MAX_WARNINGS: usize = 50;
+
+/// One attempt, as its agent sees it.
+pub(super) struct Attempt {
+    pub(super) id: AttemptId,
+    pub(super) folder: AttemptFolder,
+    pub(super) order: AttemptOrder,
+    pub(super) definition: Definition,
+    pub(super) client: Arc<Client>,
+    pub(super) control: Arc<Control>,
+    pub(super) reporter: Reporter,
+    pub(super) pace: watch::Sender<Pace>,
+    warnings: Mutex<Vec<String>>,
+}
+
+/// Runs the agent of the attempt whose folder is `attempt_dir` to its end. Its log goes to stderr.
+///
+/// 0: everything is delivered, the attempt was given up, or another agent is at work. 1: this agent could do nothing.
+pub fn main(attempt_dir: &Path) -> ExitCode {
+    // Fails only if the program has a log already, which serves as well.
+    let _ = tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).with_max_level(tracing::Level::INFO).try_init();
+    match begin(AttemptFolder::new(attempt_dir)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = error.chain(), folder = %attempt_dir.display(), "the agent can do nothing");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn begin(folder: AttemptFolder) -> Result<()> {
+    let failed = |what: &str| {
+        let what = what.to_owned();
+        move |error: io::Error| Error::invalid(what).with_source(error)
+    };
+    let Some(_lock) = folder.lock(LOCK_PATIENCE).map_err(failed("the folder of the attempt cannot be locked"))? else {
+        tracing::info!("another agent is at work here");
+        return Ok(());
+    };
+    if folder.is_collected() {
+        return Ok(());
+    }
+    let order = folder.read_order().map_err(failed("the order of the attempt cannot be read"))?;
+    for path in [folder.logs(), folder.temporary()] {
+        fs::create_dir_all(path).map_err(failed("the folder of the attempt cannot be used"))?;
+    }
+    process::adopt_orphans().map_err(failed("orphans of the code cannot be adopted"))?;
+    // Fails only if there is a provider already.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    // One thread: the agent waits nearly always. It is the process's first, which lives as long as the process.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(failed("no runtime can be made"))?;
+    let result = runtime.block_on(live(folder, order));
+    // A thread that is stuck on a disk must not keep a finished agent.
+    runtime.shutdown_background();
+    result
+}
+
+async fn live(folder: AttemptFolder, order: AttemptOrder) -> Result<()> {
+    tracing::info!(run = order.run_id, attempt = %order.attempt, "agent at work");
+    let control = Arc::new(Control::new());
+    let client = Arc::new(Client::new(&order, folder.clone(), Arc::clone(&control))?);
+    let mut listeners = JoinSet::new();
+    listeners.spawn(control::listen_to_server(Arc::clone(&client), Arc::clone(&control)));
+    listeners.spawn(control::watch_stop_file(folder.clone(), Arc::clone(&control)));
+    listeners.spawn(control::watch_signals(Arc::clone(&control)));
+    listeners.spawn({
+        let client = Arc::clone(&client);
+        async move { client.keep_token_fresh().await }
+    });
+    let (definition, refused) = read_definition(&order);
+    let attempt = Attempt {
+        id: AttemptId(order.attempt),
+        reporter: Reporter::start(Arc::clone(&client), Arc::clone(&control)),
+        pace: watch::Sender::new(Pace::Preparing),
+        warnings: Mutex::default(),
+        folder,
+        order,
+        definition,
+        client,
+        control,
+    };
+    attempt.live(refused).await;
+    Ok(())
+}
+
+impl Attempt {
+    /// From wherever it is to the end. `refused`: why the order can't be executed.
+    async fn live(&self, refused: Option<Cause>) {
+        let mut shipper = Shipper::new(Arc::clone(&self.client), self.folder.clone(), &self.definition.history.directories_to_watch);
+        let mut outputs = Outputs::new(Arc::clone(&self.client), self.folder.work());
+        let collects = self.definition.history.output_collection;
+        let (shipping, collecting) = (self.pace.subscribe(), self.pace.subscribe());
+        let ship = async move { shipper.follow(shipping).await.map(|()| shipper) };
+        let collect = async move {
+            if collects {
+                outputs.follow(collecting).await?;
+            }
+            Ok::<_, Refusal>(outputs)
+        };
+        let execute = async {
+            let outcome = self.outcome(refused).await;
+            if let Outcome::Ended(cause) = &outcome {
+                self.reporter.tell(Report::Ended { cause: serde_json::to_value(cause).unwrap_or_default() });
+            }
+            self.pace.send_replace(Pace::Finish);
+            outcome
+        };
+        let (outcome, ship, collect) = tokio::join!(execute, tokio::spawn(ship), tokio::spawn(collect));
+        if !matches!(outcome, Outcome::Ended(_)) {
+            return tracing::info!(?outcome, "the agent ends");
+        }
+        let (Ok(Ok(shipper)), Ok(Ok(outputs))) = (ship, collect) else {
+            return tracing::info!("the attempt was given up while its files were collected");
+        };
+        if let Err(refusal) = self.collect(shipper, outputs).await {
+            tracing::warn!(%refusal, "the attempt is not collected");
+        }
+    }
+
+    /// What became of the code: read from the folder, or made to become.
+    async fn outcome(&self, refused: Option<Cause>) -> Outcome {
+        match self.folder.exit_record() {
+            Ok(Some(record)) => {
+                self.sweep().await;
+                return Outcome::Ended(record.cause);
+            }
+            Ok(None) => {}
+            Err(error) => {
+                self.sweep().await;
+                return supervise::ended(self, Cause::AgentLost { message: format!("the exit record cannot be read: {error}") }).await;
+            }
+        }
+        if let Some(lost) = self.lost() {
+            self.sweep().await;
+            return supervise::ended(self, lost).await;
+        }
+        if let Some(cause) = refused {
+            return supervise::ended(self, cause).await;
+        }
+        let prepared = tokio::select! {
+            biased;
+            demand = self.control.stop_demanded() => {
+                // Dropping the preparation ended its programs; what they left is swept.
+                let outcome = supervise::stopped_before_start(self, demand).await;
+                self.sweep().await;
+                return outcome;
+            }
+            prepared = prepare(self) => prepared,
+        };
+        match prepared {
+            Ok(ready) => supervise::run(self, &ready).await,
+            Err(cause) => supervise::ended(self, cause).await,
+        }
+    }
+
+    /// Whether a former agent started the code and did not live to see its end.
+    fn lost(&self) -> Option<Cause> {
+        let lost = |message: &str| Some(Cause::AgentLost { message: message.to_owned() });
+        match self.folder.started() {
+            Ok(Some(started)) => started.stopping.or_else(|| lost("it was killed, or the machine failed, while the code ran")),
+            Ok(None) if self.order.started_at.is_some() => {
+                lost("the code was started before, and what was known of it on its machine is gone")
+            }
+            Ok(None) => None,
+            Err(_) => lost("its notes about the start of the code cannot be read"),
+        }
+    }
+
+    async fn sweep(&self) {
+        supervise::sweep(self.id, self.folder.started().ok().flatten().as_ref(), self.grace()).await;
+    }
+
+    /// Delivers logs and outputs, and then says so.
+    async fn collect(&self, shipper: Shipper, outputs: Outputs) -> Result<(), Refusal> {
+        let mut warnings = std::mem::take(&mut *self.warnings.lock().unwrap_or_else(PoisonError::into_inner));
+        warnings.extend(shipper.finish().await?);
+        // Without a start, what is in the folder came with the snapshot.
+        if self.definition.history.output_collection && self.folder.started().is_ok_and(|started| started.is_some()) {
+            warnings.extend(outputs.finish().await?);
+        }
+        if warnings.len() > MAX_WARNINGS {
+            let more = warnings.len() - MAX_WARNINGS;
+            warnings.truncate(MAX_WARNINGS);
+            warnings.push(format!("… and {more} more warnings of this kind"));
+        }
+        if self.control.now() == control::Demand::Abandon {
+            return Err(Refusal::Abandoned);
+        }
+        // The answer to this is that the attempt is not wanted any more: it is over.
+        self.reporter.deliver(Report::Collected { warnings }).await;
+        self.folder.mark_collected()?;
+        tracing::info!("everything is delivered");
+        Ok(())
+    }
+
+    /// Says something about the run to its owner: at once, and again at the end should the server have missed it.
+    pub(super) fn warn(&self, message: String) {
+        tracing::warn!(message, "warning for the run");
+        self.reporter.tell(Report::Warning { message: message.clone() });
+        self.warnings.lock().unwrap_or_else(PoisonError::into_inner).push(message);
+    }
+
+    /// Time between TERM and KILL.
+    pub(super) fn grace(&self) -> Duration {
+        Duration::from_secs(self.order.grace_seconds)
+    }
+}
+
+/// The definition in the order. If this agent does not understand it, one that collects the usual folders, and why nothing is run.
+fn read_definition(order: &AttemptOrder) -> (Definition, Option<Cause>) {
+    let nothing = Definition {
+        entry: Entry::Command { words: Vec::new() },
+        arguments: Vec::new(),
+        target: ComputeName::new("unknown").expect("letters only"),
+        framework: Framework::Python,
+        environment: EnvironmentSpec::UserManaged { interpreter_path: String::new() },
+        environment_variables: BTreeMap::new(),
+        max_run_duration_seconds: None,
+        priority: 0,
+        history: History::default(),
+    };
+    let refuse = |message: String| (nothing.clone(), Some(Cause::StartFailed { message }));
+    if order.protocol != AGENT_PROTOCOL {
+        return refuse(format!(
+            "the server speaks version {} of the agent's protocol, this agent version {AGENT_PROTOCOL}; do both come from the same installation?",
+            order.protocol
+        ));
+    }
+    match serde_json::from_value(order.definition.clone()) {
+        Ok(definition) => (definition, None),
+        Err(error) => refuse(format!("the agent does not understand the definition in its order: {error}")),
+    }
+}

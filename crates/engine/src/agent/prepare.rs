@@ -1,0 +1,181 @@
+//! Makes ready what the code needs: the working directory from the snapshot, the environment, the CA bundle.
+//!
+//! Each part can be begun again after a crash: the working directory appears complete or not at all, and so does an environment.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write as _},
+    path::Path,
+    time::Duration,
+};
+
+use futures_util::StreamExt as _;
+use reqwest::Response;
+use sha2::{Digest as _, Sha256};
+use tokio_util::sync::CancellationToken;
+use trainyard_core::{ErrorKind, archive::ArchiveLimits, run::Cause};
+use trainyard_wire::native::Report;
+
+use super::{
+    client::{Refusal, chain},
+    life::Attempt,
+    supervise::Ready,
+};
+use crate::environment::{self, BuildLog, EnvironmentSettings};
+
+/// How often a snapshot is fetched again that does not have its hash.
+const HASH_TRIES: u32 = 3;
+
+/// A download without a byte for this long is begun again.
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Prepares everything at the same time. `Err`: what ends the attempt.
+pub(super) async fn prepare(attempt: &Attempt) -> Result<Ready, Cause> {
+    let folder = attempt.folder.path().to_owned();
+    let ca_pem = attempt.order.ca_pem.clone();
+    let bundle = async {
+        let task = tokio::task::spawn_blocking(move || crate::trust::bundle(&folder, &ca_pem));
+        task.await
+            .expect("writing the bundle does not panic, and nobody ends the task")
+            .map_err(|error| Cause::StartFailed { message: error.message().to_owned() })
+    };
+    // Nothing may run before the server has said that this attempt is still wanted.
+    let wanted = async {
+        attempt.reporter.deliver(Report::Preparing { node: node_name() }).await;
+        Ok(())
+    };
+    let ((), (), ca_bundle, prepared) = tokio::try_join!(wanted, working_directory(attempt), bundle, environment(attempt))?;
+    let prefix = prepared.bin_dir.as_deref().and_then(Path::parent).map(Path::to_owned);
+    Ok(Ready { interpreter: prepared.interpreter, prefix, ca_bundle })
+}
+
+async fn environment(attempt: &Attempt) -> Result<environment::Prepared, Cause> {
+    let failed = |message: String| Cause::EnvironmentFailed { message };
+    let mut log =
+        FileLog::open(&attempt.folder.build_log()).map_err(|error| failed(format!("the build log cannot be written: {error}")))?;
+    log.line(&format!("preparing the environment on {}", node_name()));
+    let settings: EnvironmentSettings = serde_json::from_value(attempt.order.environments.clone())
+        .map_err(|error| failed(format!("the settings for environments in the order cannot be read: {error}")))?;
+    let spec = &attempt.definition.environment;
+    // Never cancelled through the token: whoever wants it to stop drops the future, which ends the installer, too.
+    match environment::prepare(spec, &settings, &mut log, &CancellationToken::new()).await {
+        Ok(prepared) => {
+            for warning in &prepared.warnings {
+                log.line(&format!("warning: {warning}"));
+            }
+            log.line("the environment is ready");
+            attempt.reporter.tell(Report::EnvironmentReady {
+                hash: prepared.hash.as_ref().map(ToString::to_string),
+                spec: serde_json::to_value(spec).unwrap_or_default(),
+                lock: prepared.lock.as_ref().and_then(|lock| serde_json::to_value(lock).ok()),
+                warnings: prepared.warnings.clone(),
+            });
+            Ok(prepared)
+        }
+        Err(error) => {
+            let message = error.to_string();
+            log.line(&format!("error: {message}"));
+            Err(failed(message))
+        }
+    }
+}
+
+/// The build log as a file. A line that can't be written is lost, and the build goes on.
+struct FileLog {
+    file: File,
+}
+
+impl FileLog {
+    fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self { file: OpenOptions::new().create(true).append(true).open(path)? })
+    }
+}
+
+impl BuildLog for FileLog {
+    fn line(&mut self, line: &str) {
+        if let Err(error) = self.file.write_all(format!("{line}\n").as_bytes()) {
+            tracing::warn!(%error, "a line of the build log is lost");
+        }
+    }
+}
+
+async fn working_directory(attempt: &Attempt) -> Result<(), Cause> {
+    let failed = |message: String| Cause::SnapshotFailed { message };
+    let work = attempt.folder.work();
+    if work.is_dir() {
+        return Ok(());
+    }
+    let Some(expected) = &attempt.order.snapshot_sha256 else {
+        return fs::create_dir(&work).map_err(|error| failed(format!("the working directory cannot be made: {error}")));
+    };
+    let limits: ArchiveLimits = serde_json::from_value(attempt.order.archive_limits.clone())
+        .map_err(|error| failed(format!("the limits of archives in the order cannot be read: {error}")))?;
+    let zip = attempt.folder.temporary().join("snapshot.zip");
+    fetch(attempt, expected, &zip).await.map_err(failed)?;
+    let task = tokio::task::spawn_blocking(move || {
+        let file = File::open(&zip).map_err(|error| format!("the snapshot cannot be read: {error}"))?;
+        match trainyard_store::archive::unpack(file, &limits, &work) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error.message().to_owned()),
+            _ => {}
+        }
+        // Not needed any more; if it stays it goes with the folder.
+        let _ = fs::remove_file(&zip);
+        Ok(())
+    });
+    task.await.unwrap_or_else(|_| Err("unpacking broke off".into())).map_err(failed)
+}
+
+/// Fetches the snapshot until it is whole.
+async fn fetch(attempt: &Attempt, expected: &str, zip: &Path) -> Result<(), String> {
+    let mut pause = None;
+    let mut tries = 0;
+    loop {
+        let response = match attempt.client.snapshot().await {
+            Ok(response) => response,
+            Err(refusal) => return Err(refusal.to_string()),
+        };
+        match receive(response, zip).await {
+            Ok(found) if found == expected => return Ok(()),
+            Ok(found) => {
+                tries += 1;
+                tracing::warn!(found, expected, "the snapshot that arrived is another one");
+                if tries == HASH_TRIES {
+                    return Err(format!("what the server sends has the SHA-256 {found} instead of {expected}"));
+                }
+            }
+            Err(Broken::Stream(reason)) => tracing::warn!(reason, "the snapshot broke off; fetching it again"),
+            Err(Broken::Disk(error)) => return Err(format!("`{}` cannot be written: {error}", zip.display())),
+        }
+        if let Err(refusal @ Refusal::Abandoned) = attempt.client.pause(&mut pause).await {
+            return Err(refusal.to_string());
+        }
+    }
+}
+
+enum Broken {
+    Stream(String),
+    Disk(io::Error),
+}
+
+/// Writes the body to `zip`; gives its SHA-256.
+async fn receive(response: Response, zip: &Path) -> Result<String, Broken> {
+    let mut file = File::create(zip).map_err(Broken::Disk)?;
+    let mut hash = Sha256::new();
+    let mut body = response.bytes_stream();
+    loop {
+        match tokio::time::timeout(STALL_TIMEOUT, body.next()).await {
+            Ok(Some(Ok(bytes))) => {
+                hash.update(&bytes);
+                file.write_all(&bytes).map_err(Broken::Disk)?;
+            }
+            Ok(None) => return Ok(hex::encode(hash.finalize())),
+            Ok(Some(Err(error))) => return Err(Broken::Stream(chain(&error))),
+            Err(_) => return Err(Broken::Stream(format!("nothing came for {} seconds", STALL_TIMEOUT.as_secs()))),
+        }
+    }
+}
+
+/// The name of this machine.
+fn node_name() -> String {
+    fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "unknown".into(), |name| name.trim().to_owned())
+}

@@ -1,0 +1,228 @@
+//! Runs the user's code from its start to the end of the last process of its tree.
+//!
+//! What is about to happen is on disk before it happens: that the code is started before it is, why it is stopped before it is, how it
+//! ended before anybody is told. So an agent that comes after never starts the code a second time, and knows what an
+//! earlier one had decided.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use trainyard_core::{ids::AttemptId, run::Cause};
+use trainyard_wire::native::Report;
+
+use super::{
+    control::Demand,
+    folder::{ExitRecord, MainProcess, Started},
+    life::Attempt,
+    outputs::OUTPUTS,
+    process::{self, Launch, Reaper},
+    ship::Pace,
+    tree::Tree,
+    variables::{Sources, command_line, variables},
+};
+use crate::clock::now_us;
+
+/// How long descendants of the code may live on after its main process has ended: enough for those that are about to end by
+/// themselves, like the trackers that Python's multiprocessing starts.
+const AFTERMATH: Duration = Duration::from_secs(2);
+
+/// Between two tries to write what must be written, on a full disk say.
+const WRITE_PAUSE: Duration = Duration::from_secs(1);
+
+/// Longest time limit that is told apart from none, in seconds: over 30 years.
+const MAX_LIMIT_SECONDS: u64 = 1_000_000_000;
+
+/// What the preparation made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Ready {
+    /// What runs scripts.
+    pub(super) interpreter: PathBuf,
+    /// The folder of the environment that was built; `None`: user-managed.
+    pub(super) prefix: Option<PathBuf>,
+    /// System roots and the server's CA.
+    pub(super) ca_bundle: PathBuf,
+}
+
+/// How the agent's work on the code ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// The exit record is on disk, and nothing of the tree is left.
+    Ended(Cause),
+    /// The attempt was given up; nothing of the tree is left.
+    Abandoned,
+    /// The agent is to end, and the code was never started: another agent can begin again.
+    Interrupted,
+}
+
+/// Why running code is stopped.
+enum Stop {
+    Demanded(Demand),
+    TimeLimit(u64),
+}
+
+/// Runs the code of `attempt`. Only if it was never started: the caller has looked.
+pub(super) async fn run(attempt: &Attempt, ready: &Ready) -> Outcome {
+    let launch = match launch(attempt, ready) {
+        Ok(launch) => launch,
+        Err(message) => return ended(attempt, Cause::StartFailed { message }).await,
+    };
+    match attempt.control.now() {
+        Demand::Continue => {}
+        demand => return stopped_before_start(attempt, demand).await,
+    }
+    let mut started = Started { started_us: now_us(), main: None, stopping: None };
+    if let Err(error) = attempt.folder.write_started(&started) {
+        let message = format!("the agent cannot note the start in `{}`: {error}", attempt.folder.path().display());
+        return ended(attempt, Cause::StartFailed { message }).await;
+    }
+    let (mut reaper, main) = match process::spawn(&launch) {
+        Ok(spawned) => spawned,
+        Err(error) => {
+            let message = process::start_failure(&launch, &error);
+            return ended(attempt, Cause::StartFailed { message }).await;
+        }
+    };
+    drop(launch);
+    attempt.pace.send_replace(Pace::Started);
+    attempt.reporter.tell(Report::Started);
+    tracing::info!(pid = main.pid, "the code runs");
+    started.main = Some(main);
+    if let Err(error) = attempt.folder.write_started(&started) {
+        tracing::warn!(%error, "the process id is not noted; should this agent be killed, the code's processes are found by their environment");
+    }
+
+    let limit = attempt.definition.max_run_duration_seconds;
+    let stop = tokio::select! {
+        biased;
+        status = reaper.main_ended() => {
+            let cause = process::cause_of(status);
+            let outcome = ended(attempt, cause).await;
+            end_aftermath(attempt, main, &mut reaper).await;
+            return outcome;
+        }
+        demand = attempt.control.stop_demanded() => Stop::Demanded(demand),
+        limit = elapsed(limit) => Stop::TimeLimit(limit),
+    };
+    stop_running(attempt, stop, started, &mut reaper).await
+}
+
+/// Notes how an attempt ended whose code does not run (any more).
+pub(super) async fn ended(attempt: &Attempt, cause: Cause) -> Outcome {
+    let record = ExitRecord { cause: cause.clone(), ended_us: now_us() };
+    tracing::info!(cause = cause.label(), "the code is over");
+    // The record is the truth about the run: nothing goes on without it, however long the disk is full.
+    while let Err(error) = attempt.folder.write_exit_record(&record) {
+        tracing::error!(%error, "the exit record cannot be written; trying again");
+        tokio::time::sleep(WRITE_PAUSE).await;
+    }
+    Outcome::Ended(cause)
+}
+
+/// What a demand means as long as the code was not started.
+pub(super) async fn stopped_before_start(attempt: &Attempt, demand: Demand) -> Outcome {
+    match demand {
+        Demand::Continue | Demand::Terminate => Outcome::Interrupted,
+        Demand::Cancel { by } => ended(attempt, Cause::Cancelled { by }).await,
+        Demand::Abandon => Outcome::Abandoned,
+    }
+}
+
+/// Ends whatever a former agent of the attempt left alive.
+pub(super) async fn sweep(attempt: AttemptId, started: Option<&Started>, grace: Duration) {
+    let left = Tree::of_agent(attempt, started.and_then(|started| started.main)).end(grace, None).await;
+    if left > 0 {
+        tracing::error!(left, "processes of a former agent do not end");
+    }
+}
+
+async fn stop_running(attempt: &Attempt, stop: Stop, mut started: Started, reaper: &mut Reaper) -> Outcome {
+    let cause = match stop {
+        Stop::TimeLimit(limit_seconds) => Cause::TimeLimit { limit_seconds },
+        Stop::Demanded(Demand::Cancel { by }) => Cause::Cancelled { by },
+        Stop::Demanded(Demand::Abandon) => Cause::AgentLost { message: "the server gave this attempt up".into() },
+        Stop::Demanded(Demand::Terminate | Demand::Continue) => {
+            Cause::AgentLost { message: "the system told the agent to end, so it stopped the code; was the machine shut down?".into() }
+        }
+    };
+    tracing::info!(cause = cause.label(), "stopping the code");
+    started.stopping = Some(cause.clone());
+    if let Err(error) = attempt.folder.write_started(&started) {
+        tracing::warn!(%error, "why the code is stopped is not noted");
+    }
+    let left = Tree::of_agent(attempt.id, started.main).end(attempt.grace(), Some(reaper)).await;
+    if left > 0 {
+        attempt.warn(format!("{left} processes of the run do not end, not even when killed; they may hold files or devices"));
+    }
+    match ended(attempt, cause).await {
+        _ if attempt.control.now() == Demand::Abandon => Outcome::Abandoned,
+        outcome => outcome,
+    }
+}
+
+/// Ends what the code left behind.
+async fn end_aftermath(attempt: &Attempt, main: MainProcess, reaper: &mut Reaper) {
+    if tokio::time::timeout(AFTERMATH, reaper.all_ended()).await.is_ok() {
+        return;
+    }
+    let tree = Tree::of_agent(attempt.id, Some(main));
+    let names = tree.describe();
+    if names.is_empty() {
+        return;
+    }
+    let shown = names.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
+    let more = if names.len() > 5 { ", …" } else { "" };
+    attempt.warn(format!("the code left {} processes behind when it ended; they were ended: {shown}{more}", names.len()));
+    let left = tree.end(attempt.grace(), Some(reaper)).await;
+    if left > 0 {
+        attempt.warn(format!("{left} of them do not end, not even when killed"));
+    }
+}
+
+/// Resolves when `limit_seconds` have passed, with them; never without a limit.
+async fn elapsed(limit_seconds: Option<u64>) -> u64 {
+    match limit_seconds {
+        Some(limit) => {
+            tokio::time::sleep(Duration::from_secs(limit.min(MAX_LIMIT_SECONDS))).await;
+            limit
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// Everything that the start needs, or why it is not possible.
+fn launch(attempt: &Attempt, ready: &Ready) -> Result<Launch, String> {
+    let (work, definition) = (attempt.folder.work(), &attempt.definition);
+    let (program, arguments) = command_line(definition, &ready.interpreter, &work)?;
+    for name in [OUTPUTS, "logs"] {
+        make_folder(&work.join(name)).map_err(|error| format!("the folder `{name}` cannot be made in the working directory: {error}"))?;
+    }
+    let (token, token_expires_on) = attempt.client.token();
+    let id = attempt.id.to_string();
+    let (variables, warnings) = variables(&Sources {
+        own: std::env::vars_os().collect(),
+        server: &attempt.order.variables,
+        attempt: &id,
+        endpoint: &attempt.order.endpoint,
+        token: (&token, token_expires_on),
+        work: &work,
+        logs: &attempt.folder.logs(),
+        ca_bundle: &ready.ca_bundle,
+        prefix: ready.prefix.as_deref(),
+        definition,
+    });
+    for warning in warnings {
+        attempt.warn(warning);
+    }
+    Ok(Launch { program, arguments, variables, directory: work, output: attempt.folder.driver_log() })
+}
+
+/// A snapshot may bring the folder, or even a file of that name; with a file nothing is kept, which the collection says.
+fn make_folder(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        result => result,
+    }
+}

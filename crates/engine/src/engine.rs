@@ -1,0 +1,201 @@
+//! The engine task: one loop that makes the world match the rows, woken by signals and by a timer.
+//!
+//! A signal only wakes; every pass reads the store again. Start-up is not special: the first pass is the recovery.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{sync::Notify, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+use trainyard_core::{
+    archive::ArchiveLimits,
+    ids::{AttemptId, ComputeName, RunId, WorkspaceId},
+};
+use trainyard_store::Store;
+
+use crate::{
+    environment::EnvironmentSettings,
+    executor::Executor,
+    hub::{Hub, RunKey, Subscription},
+    pass::Passes,
+};
+
+/// How long the engine sleeps when nobody wakes it. Bounds how late a lost signal is noticed.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Signals that come in a burst are answered by one pass: at least this long lies between two.
+const BREATH: Duration = Duration::from_millis(4);
+
+/// A compute target and what executes it.
+#[derive(Clone)]
+pub struct Target {
+    /// The name that definitions use.
+    pub name: ComputeName,
+    /// How many runs it executes at once.
+    pub slots: u32,
+    /// The word for its engine, for display: `local`.
+    pub engine: &'static str,
+    /// What executes its runs.
+    pub executor: Arc<dyn Executor>,
+}
+
+impl std::fmt::Debug for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Target").field("name", &self.name).field("slots", &self.slots).field("engine", &self.engine).finish_non_exhaustive()
+    }
+}
+
+/// Makes run-scoped tokens; the server has the keys.
+pub trait RunTokens: Send + Sync {
+    /// A token for the agent and code of `attempt`, and when it ends, in seconds since the epoch.
+    fn mint(&self, workspace: WorkspaceId, run: &RunId, attempt: AttemptId) -> trainyard_core::Result<(String, i64)>;
+}
+
+/// Everything the engine needs to know.
+pub struct EngineOptions {
+    /// Rows and blobs.
+    pub store: Store,
+    /// The compute targets.
+    pub targets: Vec<Target>,
+    /// What agents are told about the server.
+    pub orders: OrderSettings,
+    /// Who makes their tokens.
+    pub tokens: Arc<dyn RunTokens>,
+}
+
+/// The part of an attempt's order that is the same for all.
+#[derive(Clone)]
+pub struct OrderSettings {
+    /// Where agents find the server: `https://host:port`.
+    pub endpoint: String,
+    /// The server's CA.
+    pub ca_pem: String,
+    /// How environments are built.
+    pub environments: EnvironmentSettings,
+    /// What an uploaded archive may contain.
+    pub archive_limits: ArchiveLimits,
+    /// Time between TERM and KILL.
+    pub grace: Duration,
+}
+
+/// What the rest of the program holds of the engine.
+#[derive(Clone)]
+pub struct Handle {
+    shared: Arc<Shared>,
+}
+
+pub(crate) struct Shared {
+    pub(crate) hub: Hub,
+    pub(crate) notify: Notify,
+    targets: Vec<Target>,
+    full: BTreeMap<ComputeName, AtomicBool>,
+    stop: CancellationToken,
+    task: std::sync::Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Handle {
+    /// Starts the engine task.
+    pub fn start(options: EngineOptions) -> Self {
+        let shared = Arc::new(Shared {
+            hub: Hub::default(),
+            notify: Notify::new(),
+            full: options.targets.iter().map(|target| (target.name.clone(), AtomicBool::new(false))).collect(),
+            targets: options.targets.clone(),
+            stop: CancellationToken::new(),
+            task: std::sync::Mutex::new(None),
+        });
+        let passes = Passes::new(options, Arc::clone(&shared));
+        let task = tokio::spawn(run(passes, Arc::clone(&shared)));
+        *shared.task.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(task);
+        Self { shared }
+    }
+
+    /// Something changed that the engine may have to act on: a run ended, was cancelled, an agent reported.
+    pub fn wake(&self) {
+        self.shared.notify.notify_one();
+    }
+
+    /// A run was queued on `target`. Wakes the engine unless the last pass found the target full: then nothing can be
+    /// admitted before a run ends, and that wakes the engine itself. Keeps a burst of submissions from costing a pass each.
+    pub fn submitted(&self, target: &ComputeName) {
+        match self.shared.full.get(target) {
+            Some(full) if full.load(Ordering::Acquire) => {}
+            _ => self.wake(),
+        }
+    }
+
+    /// The compute targets, in the order of the configuration.
+    pub fn targets(&self) -> &[Target] {
+        &self.shared.targets
+    }
+
+    /// The compute target of that name.
+    pub fn target(&self, name: &str) -> Option<&Target> {
+        self.shared.targets.iter().find(|target| target.name.as_str() == name)
+    }
+
+    /// Tells everyone who follows `run` to look again.
+    pub fn touch(&self, run: &RunKey) {
+        self.shared.hub.touch(run);
+    }
+
+    /// Waits for changes of `run`; see [`Subscription::changed`].
+    pub fn subscribe(&self, run: &RunKey) -> Subscription {
+        self.shared.hub.subscribe(run)
+    }
+
+    /// Resolves once [`Handle::shutdown`] was called, so that long polls end early.
+    pub async fn stopping(&self) {
+        self.shared.stop.cancelled().await;
+    }
+
+    /// Ends the engine task after its present pass. Agents and the code they run go on.
+    pub async fn shutdown(&self) {
+        self.shared.stop.cancel();
+        let task = self.shared.task.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        if let Some(task) = task
+            && let Err(error) = task.await
+        {
+            tracing::error!(%error, "the engine task did not end cleanly");
+        }
+    }
+}
+
+impl Shared {
+    /// Remembers whether `target` has no free slot; see [`Handle::submitted`].
+    pub(crate) fn set_full(&self, target: &ComputeName, full: Fullness) {
+        if let Some(flag) = self.full.get(target) {
+            flag.store(full == Fullness::Full, Ordering::Release);
+        }
+    }
+}
+
+/// Whether a target has a free slot.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fullness {
+    /// Every slot is busy.
+    Full,
+    /// At least one slot is free.
+    Free,
+}
+
+async fn run(mut passes: Passes, shared: Arc<Shared>) {
+    loop {
+        passes.run_all().await;
+        tokio::select! {
+            () = shared.stop.cancelled() => return,
+            () = tokio::time::sleep(BREATH) => {}
+        }
+        tokio::select! {
+            () = shared.stop.cancelled() => return,
+            () = shared.notify.notified() => {}
+            () = tokio::time::sleep(INTERVAL) => {}
+        }
+    }
+}

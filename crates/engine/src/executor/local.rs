@@ -1,0 +1,171 @@
+//! The embedded default: agents as detached processes on the server's own machine.
+//!
+//! An attempt is a folder named after it. The agent holds a lock on a file in it for as long as it lives, so that "is it there" is one
+//! system call that no reused process id and no unreaped zombie can fool, asked by this server or by one that was started later.
+//! The agent leads a session of its own: it outlives the server and shares no terminal with it.
+
+use std::{
+    collections::HashMap,
+    fs,
+    os::unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Mutex, PoisonError},
+};
+
+use futures_util::{FutureExt as _, future::BoxFuture};
+use trainyard_core::{Error, ErrorKind, Result, ids::AttemptId};
+use trainyard_wire::native::AttemptOrder;
+
+use super::{Executor, Observation};
+use crate::agent::folder::AttemptFolder;
+
+/// Variables of the server that its agents keep: what a process needs to find programs and its home. Everything else, above all
+/// secrets, stays with the server.
+const KEPT_VARIABLES: [&str; 21] = [
+    "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "XDG_CACHE_HOME", "XDG_DATA_HOME", "LD_LIBRARY_PATH",
+    "PIP_INDEX_URL", "PIP_CERT", "PIP_CONFIG_FILE", "UV_INDEX_URL", "UV_DEFAULT_INDEX", "SSL_CERT_DIR", "HTTPS_PROXY", "NO_PROXY",
+];
+
+/// Runs agents on this machine.
+pub struct LocalExecutor {
+    root: PathBuf,
+    binary: PathBuf,
+    /// Agents that this server started and that have not ended yet.
+    children: Mutex<HashMap<AttemptId, Child>>,
+}
+
+impl LocalExecutor {
+    /// `root` holds a folder for each attempt; `binary` is this program, started as `binary agent --attempt-dir FOLDER`.
+    pub fn new(root: PathBuf, binary: PathBuf) -> Result<Self> {
+        fs::create_dir_all(&root).map_err(|error| io_error("the folder of attempts cannot be made", &root, error))?;
+        Ok(Self { root, binary, children: Mutex::default() })
+    }
+
+    fn folder(&self, attempt: AttemptId) -> AttemptFolder {
+        AttemptFolder::new(self.root.join(attempt.to_string()))
+    }
+
+    fn submit_now(&self, order: &AttemptOrder) -> Result<()> {
+        let attempt = AttemptId(order.attempt);
+        let folder = self.folder(attempt);
+        if self.is_child(attempt) || folder.agent_is_alive() {
+            return Ok(());
+        }
+        folder.create().map_err(|error| io_error("the folder of the attempt cannot be made", folder.path(), error))?;
+        folder.write_order(order).map_err(|error| io_error("the order of the attempt cannot be written", folder.path(), error))?;
+        folder.count_start().map_err(|error| io_error("the start of the agent cannot be counted", folder.path(), error))?;
+        let child = self.start(folder.path())?;
+        tracing::info!(run = order.run_id, %attempt, pid = child.id(), "agent started");
+        self.children.lock().unwrap_or_else(PoisonError::into_inner).insert(attempt, child);
+        Ok(())
+    }
+
+    #[expect(unsafe_code, reason = "setsid between fork and exec is only to be had through pre_exec; it is async-signal-safe")]
+    fn start(&self, folder: &Path) -> Result<Child> {
+        let log = fs::OpenOptions::new().create(true).append(true).mode(0o600).open(folder.join("agent.log"));
+        let log = log.map_err(|error| io_error("the agent's log cannot be opened", folder, error))?;
+        let copy = log.try_clone().map_err(|error| io_error("the agent's log cannot be opened", folder, error))?;
+        let mut command = Command::new(&self.binary);
+        command.args(["agent", "--attempt-dir"]).arg(folder).stdin(Stdio::null()).stdout(copy).stderr(log).current_dir(folder);
+        command.env_clear().envs(std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(|name| KEPT_VARIABLES.contains(&name))));
+        // SAFETY: setsid is async-signal-safe and touches no memory of this process.
+        unsafe {
+            command.pre_exec(|| rustix::process::setsid().map(drop).map_err(Into::into));
+        }
+        command.spawn().map_err(|error| io_error("the agent cannot be started from", &self.binary, error))
+    }
+
+    /// Whether this server started an agent for `attempt` that has not ended. Collects the ones that have.
+    fn is_child(&self, attempt: AttemptId) -> bool {
+        let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
+        children.retain(|attempt, child| match child.try_wait() {
+            Ok(None) => true,
+            Ok(Some(status)) => {
+                tracing::debug!(%attempt, %status, "agent ended");
+                false
+            }
+            Err(error) => {
+                tracing::warn!(%attempt, %error, "the agent cannot be waited for");
+                false
+            }
+        });
+        children.contains_key(&attempt)
+    }
+
+    fn observe_now(&self, attempt: AttemptId) -> Observation {
+        let folder = self.folder(attempt);
+        if !folder.path().exists() {
+            return Observation::Unknown;
+        }
+        // In this order: a child that has not taken the lock yet is alive; one that delivered everything may still be ending.
+        if folder.is_collected() {
+            return Observation::Collected;
+        }
+        if self.is_child(attempt) || folder.agent_is_alive() {
+            return Observation::Alive;
+        }
+        // It may have delivered everything and ended between the two looks.
+        if folder.is_collected() { Observation::Collected } else { Observation::NoAgent { starts: folder.starts() } }
+    }
+
+    fn clean_now(&self, attempt: AttemptId) -> Result<()> {
+        let folder = self.folder(attempt);
+        if self.is_child(attempt) || folder.agent_is_alive() {
+            // It is told to abandon at its next word; the folder goes at a later sweep.
+            return Ok(());
+        }
+        crate::agent::end_leftovers(attempt);
+        match fs::remove_dir_all(folder.path()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io_error("the folder of the attempt cannot be removed", folder.path(), error)),
+            _ => Ok(()),
+        }
+    }
+
+    fn leftovers_now(&self) -> Result<Vec<AttemptId>> {
+        let entries = fs::read_dir(&self.root).map_err(|error| io_error("the folder of attempts cannot be read", &self.root, error))?;
+        Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect())
+    }
+}
+
+impl Executor for LocalExecutor {
+    fn submit<'a>(&'a self, order: &'a AttemptOrder) -> BoxFuture<'a, Result<()>> {
+        async move { self.submit_now(order) }.boxed()
+    }
+
+    fn refresh<'a>(&'a self, order: &'a AttemptOrder) -> BoxFuture<'a, Result<()>> {
+        async move {
+            let folder = self.folder(AttemptId(order.attempt));
+            folder.write_order(order).map_err(|error| io_error("the order of the attempt cannot be written", folder.path(), error))
+        }
+        .boxed()
+    }
+
+    fn observe(&self, attempt: AttemptId) -> BoxFuture<'_, Result<Observation>> {
+        async move { Ok(self.observe_now(attempt)) }.boxed()
+    }
+
+    fn stop<'a>(&'a self, attempt: AttemptId, by: &'a str) -> BoxFuture<'a, Result<()>> {
+        async move {
+            let folder = self.folder(attempt);
+            folder.request_stop(by).map_err(|error| io_error("the agent cannot be asked to stop", folder.path(), error))
+        }
+        .boxed()
+    }
+
+    fn clean(&self, attempt: AttemptId) -> BoxFuture<'_, Result<()>> {
+        async move { self.clean_now(attempt) }.boxed()
+    }
+
+    fn leftovers(&self) -> BoxFuture<'_, Result<Vec<AttemptId>>> {
+        async move { self.leftovers_now() }.boxed()
+    }
+}
+
+fn io_error(what: &str, path: &Path, error: std::io::Error) -> Error {
+    let kind = match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ErrorKind::StorageFull,
+        _ => ErrorKind::Internal,
+    };
+    Error::new(kind, format!("{what} {}", path.display())).with_source(error)
+}

@@ -1,0 +1,70 @@
+//! Writes the order of an attempt: everything its agent must know, made anew from the rows each time.
+
+use std::collections::BTreeMap;
+
+use trainyard_core::{Error, Result, definition::Framework};
+use trainyard_store::{queue::LiveRun, runs::RunRecord};
+use trainyard_wire::native::{AGENT_PROTOCOL, AttemptOrder};
+
+use super::Passes;
+
+impl Passes {
+    pub(super) async fn order(&self, live: &LiveRun) -> Result<AttemptOrder> {
+        let store = &self.options.store;
+        let settings = &self.options.orders;
+        let missing = |what: &str| Error::internal(format!("{what} of run {} is missing", live.run));
+        let run = store.run(live.workspace, &live.run).await?.ok_or_else(|| missing("the row"))?;
+        let definition = run.definition.as_ref().ok_or_else(|| missing("the definition"))?;
+        let snapshot = match run.snapshot {
+            Some(id) => Some(store.snapshot(live.workspace, id).await?.ok_or_else(|| missing("the snapshot"))?),
+            None => None,
+        };
+        let (token, token_expires_on) = self.options.tokens.mint(live.workspace, &live.run, live.attempt.id)?;
+        let json = |value: serde_json::Result<serde_json::Value>| value.map_err(Error::internal);
+        Ok(AttemptOrder {
+            protocol: AGENT_PROTOCOL,
+            attempt: live.attempt.id.0,
+            run_id: live.run.to_string(),
+            endpoint: settings.endpoint.clone(),
+            ca_pem: settings.ca_pem.clone(),
+            token,
+            token_expires_on,
+            definition: json(serde_json::to_value(definition))?,
+            snapshot_sha256: snapshot.map(|snapshot| snapshot.digest.to_string()),
+            environments: json(serde_json::to_value(&settings.environments))?,
+            archive_limits: json(serde_json::to_value(&settings.archive_limits))?,
+            variables: self.variables(&run, definition.framework).await?,
+            grace_seconds: settings.grace.as_secs(),
+            started_at: run.started_us.map(|us| us / 1_000_000),
+        })
+    }
+
+    /// The variables of azureml-wire F.1, and those of F.2 that only the server can know.
+    async fn variables(&self, run: &RunRecord, framework: Framework) -> Result<BTreeMap<String, String>> {
+        let workspace = self.options.store.workspace(run.workspace).await?;
+        let workspace = workspace.ok_or_else(|| Error::internal(format!("the workspace of run {} is missing", run.id)))?;
+        let endpoint = &self.options.orders.endpoint;
+        let scope = workspace.path.arm_id();
+        let pairs = [
+            ("AZUREML_RUN_ID", run.id.to_string()),
+            ("AZUREML_ARM_SUBSCRIPTION", workspace.path.subscription_id.clone()),
+            ("AZUREML_ARM_RESOURCEGROUP", workspace.path.resource_group.clone()),
+            ("AZUREML_ARM_WORKSPACE_NAME", workspace.path.workspace_name.clone()),
+            ("AZUREML_ARM_PROJECT_NAME", run.experiment_name.to_string()),
+            ("AZUREML_SERVICE_ENDPOINT", endpoint.clone()),
+            ("AZUREML_RUN_HISTORY_SERVICE_ENDPOINT", endpoint.clone()),
+            ("AZUREML_DISCOVERY_SERVICE_ENDPOINT", format!("{endpoint}/discovery")),
+            ("AZUREML_EXPERIMENT_ID", run.experiment.to_string()),
+            ("AZUREML_WORKSPACE_ID", run.workspace.to_string()),
+            ("AZUREML_WORKSPACE_SCOPE", scope.clone()),
+            ("AZUREML_EXPERIMENT_SCOPE", format!("{scope}/experiments/{}", run.experiment_name)),
+            ("AZUREML_ROOT_RUN_ID", run.root.to_string()),
+            ("AZUREML_DATA_CONTAINER_ID", format!("dcid.{}", run.id)),
+            ("AZUREML_FRAMEWORK", format!("{framework:?}")),
+            ("AZUREML_COMMUNICATOR", "None".into()),
+            ("AZUREML_TARGET_TYPE", "local".into()),
+            ("AZUREML_NODE_COUNT", "1".into()),
+        ];
+        Ok(pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+    }
+}
