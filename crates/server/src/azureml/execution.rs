@@ -1,0 +1,231 @@
+//! The execution service: `startrun` and `cancel` (azureml-wire D.1).
+//!
+//! `startrun` promises with its answer that the run is stored: the blob is durable before the row, the row (with its first
+//! event and idempotency digest) before the answer. Everything that can be wrong with a submission is found before
+//! either is written.
+
+use std::collections::BTreeMap;
+
+use axum::{
+    Json,
+    body::Body,
+    extract::{Path, Request, State},
+};
+use serde_json::{Map, Value, json};
+use trainyard_core::{
+    Error, ErrorKind, Result,
+    access::Action,
+    definition::{Definition, Entry},
+    ids::{ComputeName, ExperimentName, RunId},
+    run::{Desired, Ownership, RunEvent, RunState, TimelineEntry},
+};
+use trainyard_engine::RunKey;
+use trainyard_store::{
+    experiments::Experiment,
+    runs::{Created, NewRun, NewSnapshot, RunRecord, RunWarning},
+    transitions::Applied,
+};
+use trainyard_wire::azureml::execution::{RunIdAnswer, SubmissionEnvelope};
+use uuid::Uuid;
+
+use super::{
+    convert::definition::{Converted, to_definition},
+    error::AzureError,
+};
+use crate::{
+    context::Context,
+    query::Query,
+    state::AppState,
+    upload::{Submission, read_submission},
+};
+
+/// `POST {X}{EXP}/startrun?runId=`: stores the run and answers with its id.
+pub(crate) async fn start_run(
+    State(state): State<AppState>,
+    context: Context,
+    Path(path): Path<BTreeMap<String, String>>,
+    query: Query,
+    request: Request<Body>,
+) -> Result<Json<RunIdAnswer>, AzureError> {
+    context.allow(Action::Write)?;
+    let experiment = experiment_name(&path)?;
+    let asked_id = query.get("runId").map(RunId::new).transpose().map_err(|error| error.with_target("runId"))?;
+    let submission = read_submission(&state, request).await?;
+    let accepted = Accepted::parse(&state, &submission)?;
+    let run = accept(&state, &context, (experiment, asked_id), (accepted, submission)).await?;
+    Ok(Json(RunIdAnswer { run_id: run.to_string() }))
+}
+
+/// `POST {X}{EXP}/runId/{runId}/cancel`: asks the run to stop. A run that has ended already is left as it is, and that is success:
+/// the SDK cancels without looking first.
+pub(crate) async fn cancel_run(
+    State(state): State<AppState>,
+    context: Context,
+    Path(path): Path<BTreeMap<String, String>>,
+) -> Result<Json<RunIdAnswer>, AzureError> {
+    let run = RunId::new(path.get("run").map(String::as_str).unwrap_or_default())?;
+    context.allow(Action::WriteRun(&run))?;
+    request_cancel(&state, &context, &run, None).await?;
+    Ok(Json(RunIdAnswer { run_id: run.to_string() }))
+}
+
+/// Sets `desired = Cancel` and wakes the engine; the one way to cancel, for every route that does. `reason` is the caller's, if it gave one.
+pub(crate) async fn request_cancel(state: &AppState, context: &Context, run: &RunId, reason: Option<&str>) -> Result<()> {
+    let name = context.principal.display_name();
+    let event = RunEvent::CancelRequested { by: reason.map_or_else(|| name.clone(), |reason| format!("{name}: {reason}")) };
+    let applied = state.store.apply(context.workspace.id, run, &event, context.now_us).await?;
+    if matches!(applied, Applied::NoRun) {
+        return Err(Error::not_found(format!("run `{run}` was not found")));
+    }
+    state.engine.wake();
+    state.engine.touch(&RunKey::new(context.workspace.id, run));
+    Ok(())
+}
+
+fn experiment_name(path: &BTreeMap<String, String>) -> Result<ExperimentName> {
+    ExperimentName::new(path.get("experiment").map(String::as_str).unwrap_or_default()).map_err(|error| error.with_target("experimentName"))
+}
+
+/// A submission that was found good.
+struct Accepted {
+    envelope: SubmissionEnvelope,
+    converted: Converted,
+}
+
+impl Accepted {
+    fn parse(state: &AppState, submission: &Submission) -> Result<Self> {
+        let about = |error: Error| if error.target().is_some() { error } else { error.with_target("runDefinitionFile") };
+        let document: Value = serde_json::from_slice(&submission.definition).map_err(|error| {
+            about(Error::invalid(format!("definition.json is not JSON: line {}, column {}: {}", error.line(), error.column(), reason(&error))))
+        })?;
+        let envelope = SubmissionEnvelope::read(document)
+            .map_err(|error| Error::invalid(error.to_string()).with_target(error.path.clone()))
+            .map_err(about)?;
+        let targets: Vec<ComputeName> = state.engine.targets().iter().map(|target| target.name.clone()).collect();
+        let mut converted = to_definition(&envelope.configuration, &targets).map_err(about)?;
+        if let Entry::Script { path } = &mut converted.definition.entry {
+            *path = submission.plan.find_script(path).map_err(|error| error.with_target("Configuration.Script"))?.to_owned();
+        }
+        Ok(Self { envelope, converted })
+    }
+}
+
+/// serde_json repeats the position in its text; this is the text without it.
+fn reason(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    text.split(" at line ").next().unwrap_or_default().to_owned()
+}
+
+type Asked = (ExperimentName, Option<RunId>);
+
+async fn accept(state: &AppState, context: &Context, (experiment, asked_id): Asked, (accepted, submission): (Accepted, Submission)) -> Result<RunId> {
+    if let Some(id) = &asked_id
+        && let Some(existing) = state.store.run(context.workspace.id, id).await?
+    {
+        return same_request(existing, &submission);
+    }
+    let experiment = get_or_create(state, context, experiment).await?;
+    let id = match asked_id {
+        Some(id) => id,
+        None => generated_id(&experiment.name, context.now_us)?,
+    };
+    let Submission { archive, digest, .. } = submission;
+    let stored = state.store.blobs().commit(archive).await?;
+    let snapshot = NewSnapshot { id: Uuid::now_v7(), digest: stored.digest, size_bytes: i64::try_from(stored.size).map_err(Error::internal)? };
+    let target = accepted.converted.definition.target.clone();
+    let mut record = record(context, &experiment, id.clone(), accepted);
+    record.request_digest = Some(digest.clone());
+    record.snapshot = Some(snapshot.id);
+    let first_event = TimelineEntry::run("Queued", json!({ "Target": target, "SnapshotId": snapshot.id }));
+    match state.store.create_run(NewRun { record, first_event, snapshot: Some(snapshot) }).await? {
+        Created::New(_) => {
+            state.engine.submitted(&target);
+            Ok(id)
+        }
+        Created::Existing(existing) if existing.request_digest.as_ref() == Some(&digest) => Ok(id),
+        Created::Existing(_) => Err(taken(&id)),
+    }
+}
+
+/// The same id again: the same request is answered as the first time was, another one is refused.
+fn same_request(existing: RunRecord, submission: &Submission) -> Result<RunId> {
+    if existing.request_digest.as_ref() == Some(&submission.digest) { Ok(existing.id) } else { Err(taken(&existing.id)) }
+}
+
+fn taken(id: &RunId) -> Error {
+    let message = format!("run `{id}` exists already and was made by another request; choose another runId or leave it out");
+    Error::new(ErrorKind::Conflict, message).with_target("runId")
+}
+
+async fn get_or_create(state: &AppState, context: &Context, name: ExperimentName) -> Result<Experiment> {
+    if let Some(found) = state.store.experiment_by_name(context.workspace.id, &name).await? {
+        return Ok(found);
+    }
+    state.store.create_or_get_experiment(&super::experiments::new_experiment(context, name)).await
+}
+
+/// `{experiment}_{unix time}_{8 hex}`, the form that the SDK makes (azureml-wire D.1). A long experiment name is cut so that the id fits its rule.
+fn generated_id(experiment: &ExperimentName, now_us: i64) -> Result<RunId> {
+    let head: String = experiment.as_str().chars().take(200).collect();
+    let random = Uuid::new_v4().simple().to_string();
+    RunId::new(format!("{head}_{}_{}", now_us / 1_000_000, &random[..8]))
+}
+
+fn record(context: &Context, experiment: &Experiment, id: RunId, accepted: Accepted) -> RunRecord {
+    let Accepted { envelope, converted } = accepted;
+    let Converted { definition, warnings, document } = converted;
+    let warnings = warnings.into_iter().map(|message| RunWarning { source: "submission".into(), message }).collect();
+    let mut properties: BTreeMap<String, Option<String>> = envelope.properties;
+    // azureml-wire F.5. `ContentSnapshotId` is left to the client: the SDK writes its own right after submitting, and a property is immutable once written.
+    for (key, value) in
+        [("_azureml.ComputeTargetType", "local"), ("ProcessInfoFile", "azureml-logs/process_info.json"), ("ProcessStatusFile", "azureml-logs/process_status.json")]
+    {
+        properties.entry(key.to_owned()).or_insert_with(|| Some(value.to_owned()));
+    }
+    RunRecord {
+        workspace: context.workspace.id,
+        uuid: Uuid::now_v7(),
+        number: 0,
+        experiment: experiment.id,
+        experiment_name: experiment.name.clone(),
+        parent: envelope.parent_run_id.clone().and_then(|parent| RunId::new(parent).ok()),
+        root: id.clone(),
+        id,
+        ownership: Ownership::Managed,
+        state: RunState::Queued,
+        desired: Desired::Run,
+        version: 0,
+        attempt: None,
+        cause: None,
+        created_us: context.now_us,
+        started_us: None,
+        ended_us: None,
+        priority: definition.priority,
+        target: Some(definition.target.to_string()),
+        name: None,
+        display_name: envelope.display_name,
+        description: envelope.description,
+        run_type: Some("azureml.scriptrun".into()),
+        script_name: script_name(&definition),
+        cancel_reason: None,
+        hidden: false,
+        created_by: super::upsert::created_by(context),
+        properties,
+        tags: envelope.tags,
+        extra: Map::new(),
+        warnings,
+        error: None,
+        snapshot: None,
+        definition: Some(definition),
+        document: Some(document),
+        environment: None,
+        request_digest: None,
+    }
+}
+
+fn script_name(definition: &Definition) -> Option<String> {
+    match &definition.entry {
+        Entry::Script { path } => Some(path.clone()),
+        Entry::Command { .. } => None,
+    }
+}

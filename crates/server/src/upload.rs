@@ -1,0 +1,139 @@
+//! Reads the two parts of a submission: the definition into memory, the archive into a staged blob that is hashed and counted while
+//! it arrives.
+//!
+//! Nothing is committed here. Whatever goes wrong, dropping the [`Submission`] (or the future that reads it) leaves no staging file.
+
+use axum::{
+    body::{Body, Bytes},
+    extract::{FromRequest, Multipart, Request, multipart::Field},
+    http::{HeaderMap, header},
+};
+use sha2::{Digest as _, Sha256};
+use trainyard_core::{Error, ErrorKind, Result, archive::ArchivePlan, ids::Digest};
+use trainyard_store::{archive, blobs::{StagedBlob, StagedContent}};
+
+use crate::state::AppState;
+
+/// The part that holds the run definition (azureml-wire D.1).
+const DEFINITION_PART: &str = "runDefinitionFile";
+/// The part that holds the zipped project (azureml-wire D.1).
+const ARCHIVE_PART: &str = "projectZipFile";
+
+/// Archives up to this size are inspected on the async thread: handing them to another thread costs more.
+const INSPECT_INLINE_BYTES: u64 = 256 * 1024;
+
+/// The content of a multipart submission, checked but not yet stored.
+pub(crate) struct Submission {
+    /// The definition as sent.
+    pub(crate) definition: Bytes,
+    /// The archive, staged.
+    pub(crate) archive: StagedBlob,
+    /// What the archive contains.
+    pub(crate) plan: ArchivePlan,
+    /// Identifies the submission: SHA-256 over both digests. Two requests with the same run id are the same request if this is equal.
+    pub(crate) digest: Digest,
+}
+
+/// Reads the body of `startrun`. Parts need no Content-Type; names match in any case.
+pub(crate) async fn read_submission(state: &AppState, request: Request<Body>) -> Result<Submission> {
+    let limits = &state.settings.limits;
+    refuse_declared_length(request.headers(), limits.max_upload_bytes + limits.max_definition_bytes)?;
+    let mut form = Multipart::from_request(request, &()).await.map_err(|rejection| {
+        Error::invalid("the body is not multipart/form-data with a boundary").with_target("Content-Type").with_source(rejection)
+    })?;
+    let mut definition = None;
+    let mut staged = None;
+    while let Some(field) = form.next_field().await.map_err(broken_body)? {
+        let name = field.name().unwrap_or_default().to_owned();
+        if name.eq_ignore_ascii_case(DEFINITION_PART) {
+            refuse_second(definition.is_some(), DEFINITION_PART)?;
+            definition = Some(read_definition(field, limits.max_definition_bytes).await?);
+        } else if name.eq_ignore_ascii_case(ARCHIVE_PART) {
+            refuse_second(staged.is_some(), ARCHIVE_PART)?;
+            staged = Some(stage_archive(state, field).await?);
+        } else {
+            let message = format!("the body has a part named `{}`: expected `{DEFINITION_PART}` and `{ARCHIVE_PART}`", shown(&name));
+            return Err(Error::invalid(message).with_target("body"));
+        }
+    }
+    let definition = definition.ok_or_else(|| missing(DEFINITION_PART, "definition.json"))?;
+    let archive = staged.ok_or_else(|| missing(ARCHIVE_PART, "project.zip"))?;
+    let plan = inspect(state, &archive).await.map_err(|error| error.with_target(ARCHIVE_PART))?;
+    let digest = submission_digest(&definition, &archive)?;
+    Ok(Submission { definition, archive, plan, digest })
+}
+
+/// Answers before the body is read when its declared length can not fit.
+fn refuse_declared_length(headers: &HeaderMap, limit: u64) -> Result<()> {
+    let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()).and_then(|text| text.parse::<u64>().ok());
+    match declared {
+        Some(length) if length > limit => {
+            let message = format!("the body is {length} bytes, the limit is {limit} bytes ([server] max_upload_bytes)");
+            Err(Error::new(ErrorKind::TooLarge, message).with_target("Content-Length"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn refuse_second(present: bool, part: &str) -> Result<()> {
+    if present { Err(Error::invalid(format!("the body has two parts named `{part}`")).with_target(part)) } else { Ok(()) }
+}
+
+fn missing(part: &str, file: &str) -> Error {
+    Error::invalid(format!("the body has no part named `{part}` (the file `{file}`)")).with_target(part)
+}
+
+fn shown(name: &str) -> String {
+    name.chars().take(60).collect()
+}
+
+fn broken_body(error: axum::extract::multipart::MultipartError) -> Error {
+    Error::invalid("the multipart body ends early or is malformed; send it again").with_target("body").with_source(error)
+}
+
+async fn read_definition(mut field: Field<'_>, limit: u64) -> Result<Bytes> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = field.chunk().await.map_err(broken_body)? {
+        if bytes.len() as u64 + chunk.len() as u64 > limit {
+            let message = format!("the definition is over the limit of {limit} bytes ([server] max_definition_bytes)");
+            return Err(Error::new(ErrorKind::TooLarge, message).with_target(DEFINITION_PART));
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes.into())
+}
+
+async fn stage_archive(state: &AppState, mut field: Field<'_>) -> Result<StagedBlob> {
+    let about = |error: Error| error.with_target(ARCHIVE_PART);
+    let mut staged = state.store.blobs().stage(state.settings.limits.max_upload_bytes).await.map_err(about)?;
+    while let Some(chunk) = field.chunk().await.map_err(broken_body)? {
+        staged.write(chunk).await.map_err(about)?;
+    }
+    staged.finish().await.map_err(about)
+}
+
+async fn inspect(state: &AppState, archive: &StagedBlob) -> Result<ArchivePlan> {
+    let limits = state.settings.limits.archive.clone();
+    match archive.content() {
+        StagedContent::Memory(bytes) if archive.size() <= INSPECT_INLINE_BYTES => archive::inspect_bytes(bytes, &limits),
+        StagedContent::Memory(bytes) => {
+            let bytes = bytes.clone();
+            blocking(move || archive::inspect_bytes(&bytes, &limits)).await
+        }
+        StagedContent::File(path) => {
+            let path = path.to_owned();
+            blocking(move || archive::inspect(&path, &limits)).await
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(Error::internal)?
+}
+
+fn submission_digest(definition: &[u8], archive: &StagedBlob) -> Result<Digest> {
+    let mut hasher = Sha256::new();
+    hasher.update(Sha256::digest(definition));
+    hasher.update(archive.digest().as_str());
+    Digest::new(hex::encode(hasher.finalize()))
+}
