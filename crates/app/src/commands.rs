@@ -1,0 +1,18 @@
+//! The commands, one file each. A command unwraps its arguments, calls the server through [`crate::client::Client`], and prints.
+
+pub mod agent;
+pub mod app;
+pub mod cancel;
+pub mod computes;
+pub mod demo;
+pub mod doctor;
+pub mod download;
+pub mod exec;
+pub mod experiments;
+pub mod logs;
+pub mod runs;
+pub mod serve;
+pub mod show;
+pub mod submit;
+pub mod token;
+pub mod workspace;

@@ -1,0 +1,40 @@
+//! `trainyard logs RUN`: prints a log; with `-f` as it grows, across restarts of the server.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::{
+    client::Client,
+    follow::{self, DRIVER_LOG},
+    printer::{self, Printer},
+};
+
+/// Arguments of `logs`.
+#[derive(clap::Args)]
+pub struct LogsArgs {
+    /// The run
+    run: String,
+    /// Go on until the run has ended; the exit code says whether it completed
+    #[arg(long, short)]
+    follow: bool,
+    /// Which log
+    #[arg(long, default_value = DRIVER_LOG, value_name = "PATH")]
+    file: String,
+    /// The log of the environment's build
+    #[arg(long, conflicts_with = "file")]
+    build: bool,
+}
+
+/// Prints the log.
+pub async fn run(args: LogsArgs, client: &Client, printer: &Printer) -> Result<ExitCode> {
+    let file = if args.build { "azureml-logs/20_image_build_log.txt" } else { args.file.as_str() };
+    if !args.follow {
+        follow::log_so_far(client, &args.run, file, printer::bytes).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    follow::log(client, &args.run, file, printer::bytes).await?;
+    let end = follow::until_ended(client, &args.run).await?;
+    printer.note(&format!("run {}: {}", args.run, end.status));
+    Ok(if end.is_completed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

@@ -1,0 +1,235 @@
+//! Wiring: a data directory and a configuration become a running server. Used by `serve` and by `demo`.
+//!
+//! One server per data directory: it holds a lock there for as long as it lives.
+
+use std::{
+    fs::File,
+    net::{IpAddr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use tokio_util::sync::CancellationToken;
+use trainyard_core::{
+    archive::ArchiveLimits,
+    ids::{AttemptId, ComputeName, RunId, WorkspaceId},
+};
+use trainyard_engine::{
+    EngineOptions, Handle, OrderSettings, RunTokens, Target,
+    environment::EnvironmentSettings,
+    executor::local::LocalExecutor,
+};
+use trainyard_server::{
+    AppState, Inner, Limits, Metrics, ServerSettings,
+    auth::Tokens,
+    bootstrap::{self, Identity, Location},
+    clock,
+    signing::UrlSigner,
+    tls::{Authority, ServerCertificate, server_config},
+};
+use trainyard_store::{Store, StoreOptions};
+use url::Url;
+
+use crate::settings::{Engine, Settings};
+
+/// Whether a public address is served although only the generated credentials exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exposure {
+    /// Refuse it.
+    Careful,
+    /// The operator said so.
+    Allowed,
+}
+
+/// A server that is ready to serve.
+pub struct Server {
+    state: AppState,
+    listener: TcpListener,
+    tls: rustls::ServerConfig,
+    /// Where clients reach it.
+    pub public_url: Url,
+    /// The client file that it wrote.
+    pub client_file: PathBuf,
+    /// SHA-256 of its CA's certificate, for comparison by eye.
+    pub fingerprint: String,
+    _lock: File,
+}
+
+impl Server {
+    /// Opens everything: the lock, the listener, the keys, the store, the engine. Makes what the first start has to make.
+    pub async fn open(data_dir: &Path, settings: &Settings, exposure: Exposure) -> Result<Self> {
+        let data_dir = prepare_data_dir(data_dir)?;
+        let lock = lock(&data_dir)?;
+        let (listener, address) = bind(&settings.server.listen)?;
+        let local_url = Url::parse(&format!("https://{}", reachable(address)))?;
+        let public_url = settings.server.public_url.clone().unwrap_or_else(|| local_url.clone());
+        let authority = Arc::new(Authority::open_or_create(&data_dir).context("the private CA cannot be opened")?);
+        let tls = server_config(&authority, &certificate(settings, &public_url, address)).context("the certificate cannot be used")?;
+        let store = open_store(&data_dir, settings).await?;
+        let identity = Identity::open(&data_dir)?;
+        let location = Location { data_dir: &data_dir, public_url: &public_url, region: &settings.server.region, ca_cert: &data_dir.join("tls/ca.pem") };
+        bootstrap::ensure_defaults(&store, identity, location).await.context("the defaults cannot be made")?;
+        refuse_exposure(&store, address, exposure).await?;
+        let tokens = Tokens::open(&data_dir.join("keys"), identity.tenant_id, &public_url)?;
+        let engine = engine(&data_dir, settings, (store.clone(), tokens.clone()), (local_url, authority.ca_pem().to_owned()))?;
+        let state = AppState::new(Inner {
+            store,
+            engine,
+            tokens,
+            url_signer: UrlSigner::open(&data_dir.join("keys/url.key"))?,
+            settings: server_settings(settings, identity, &public_url),
+            ca_pem: authority.ca_pem().to_owned(),
+            metrics: Metrics::default(),
+        });
+        let client_file = data_dir.join("client.json");
+        Ok(Self { state, listener, tls, public_url, client_file, fingerprint: authority.fingerprint(), _lock: lock })
+    }
+
+    /// Serves until `shutdown` is cancelled: requests in progress end, the engine stops after its pass, agents and the code they run go on.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<()> {
+        let Self { state, listener, tls, .. } = self;
+        let engine = state.engine.clone();
+        let store = state.store.clone();
+        // The engine first: long polls of agents and followers end when it does, and so the listener has nothing to wait for.
+        let stopper = shutdown.clone();
+        let stop_engine = tokio::spawn(async move {
+            stopper.cancelled().await;
+            engine.shutdown().await;
+        });
+        let served = trainyard_server::serve(state, listener, tls, shutdown.clone()).await;
+        shutdown.cancel();
+        stop_engine.await?;
+        store.close().await;
+        served.context("the server ended early")
+    }
+}
+
+/// Makes the folder, readable by its owner only, and gives its absolute path.
+fn prepare_data_dir(data_dir: &Path) -> Result<PathBuf> {
+    let mut builder = std::fs::DirBuilder::new();
+    std::os::unix::fs::DirBuilderExt::mode(builder.recursive(true), 0o700);
+    builder.create(data_dir).with_context(|| format!("the data directory {} cannot be made", data_dir.display()))?;
+    data_dir.canonicalize().with_context(|| format!("the data directory {} cannot be opened", data_dir.display()))
+}
+
+fn lock(data_dir: &Path) -> Result<File> {
+    let path = data_dir.join("server.lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path).with_context(|| format!("{} cannot be opened", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => bail!("another server uses the data directory {}; stop it first", data_dir.display()),
+        Err(std::fs::TryLockError::Error(error)) => Err(error).with_context(|| format!("{} cannot be locked", path.display())),
+    }
+}
+
+fn bind(listen: &str) -> Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(listen)
+        .with_context(|| format!("the address {listen} cannot be listened on; choose another with --listen, e.g. 127.0.0.1:0 for a free port"))?;
+    listener.set_nonblocking(true)?;
+    let address = listener.local_addr()?;
+    Ok((listener, address))
+}
+
+/// The address that processes on this machine reach the listener at.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => SocketAddr::from(([127, 0, 0, 1], address.port())),
+        IpAddr::V6(ip) if ip.is_unspecified() => SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, address.port())),
+        _ => address,
+    }
+}
+
+fn certificate(settings: &Settings, public_url: &Url, address: SocketAddr) -> ServerCertificate {
+    let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned(), reachable(address).ip().to_string()];
+    names.extend(public_url.host_str().map(|host| host.trim_matches(['[', ']']).to_owned()));
+    names.sort();
+    names.dedup();
+    match (&settings.server.tls_cert, &settings.server.tls_key) {
+        (Some(cert), Some(key)) => ServerCertificate::Files { cert: cert.clone(), key: key.clone(), local: names },
+        _ => ServerCertificate::Own { names },
+    }
+}
+
+async fn open_store(data_dir: &Path, settings: &Settings) -> Result<Store> {
+    let options = StoreOptions { database: settings.store.database.clone(), blobs: settings.store.blobs.clone(), data_dir: data_dir.to_owned() };
+    Store::open(&options).await.context("the store cannot be opened")
+}
+
+/// With nothing but the credentials of the first start, a public address is as safe as that one file.
+async fn refuse_exposure(store: &Store, address: SocketAddr, exposure: Exposure) -> Result<()> {
+    if address.ip().is_loopback() || exposure == Exposure::Allowed || !bootstrap::has_only_generated_credentials(store).await? {
+        return Ok(());
+    }
+    bail!(
+        "{address} is a public address, and the only credentials are the generated ones\n\
+         hint: start on 127.0.0.1 first and make an application with `trainyard app create`, or say --allow-generated-credentials"
+    )
+}
+
+/// Gives the engine the one thing of the server that it needs.
+struct Minter(Tokens);
+
+impl RunTokens for Minter {
+    fn mint(&self, workspace: WorkspaceId, run: &RunId, attempt: AttemptId) -> trainyard_core::Result<(String, i64)> {
+        self.0.mint_run(workspace, run, attempt, clock::now_us())
+    }
+}
+
+fn engine(data_dir: &Path, settings: &Settings, (store, tokens): (Store, Tokens), (local_url, ca_pem): (Url, String)) -> Result<Handle> {
+    let binary = std::env::current_exe().context("the path of this program is unknown")?;
+    let local = Arc::new(LocalExecutor::new(data_dir.join("attempts"), binary)?);
+    let targets = settings.compute.iter().map(|(name, section)| {
+        Ok(Target {
+            name: ComputeName::new(name.as_str())?,
+            slots: section.slots,
+            engine: match section.engine {
+                Engine::Local => "local",
+            },
+            executor: local.clone(),
+        })
+    });
+    let orders = OrderSettings {
+        endpoint: local_url.as_str().trim_end_matches('/').to_owned(),
+        ca_pem,
+        environments: environments(data_dir, settings)?,
+        archive_limits: archive_limits(settings),
+        grace: Duration::from_secs(settings.server.cancel_grace_seconds),
+    };
+    Ok(Handle::start(EngineOptions { store, targets: targets.collect::<Result<_>>()?, orders, tokens: Arc::new(Minter(tokens)) }))
+}
+
+fn environments(data_dir: &Path, settings: &Settings) -> Result<EnvironmentSettings> {
+    let section = &settings.environments;
+    let cache_dir = section.cache_dir.clone().unwrap_or_else(|| data_dir.join("environments"));
+    Ok(EnvironmentSettings {
+        cache_dir: std::path::absolute(cache_dir).context("the cache of environments has no path")?,
+        python_fallback: section.python_fallback,
+        index_url: section.index_url.clone(),
+        offline: section.offline,
+        conda_channels: section.conda_channels.clone(),
+        tools_dir: data_dir.join("tools"),
+    })
+}
+
+fn archive_limits(settings: &Settings) -> ArchiveLimits {
+    let section = &settings.server;
+    ArchiveLimits { max_unpacked_bytes: section.max_unpacked_bytes, max_files: section.max_archive_files, max_ratio: section.max_archive_ratio }
+}
+
+fn server_settings(settings: &Settings, identity: Identity, public_url: &Url) -> ServerSettings {
+    let section = &settings.server;
+    ServerSettings {
+        public_url: public_url.clone(),
+        tenant: identity.tenant_id,
+        region: section.region.clone(),
+        limits: Limits {
+            max_upload_bytes: section.max_upload_bytes,
+            max_definition_bytes: section.max_definition_bytes,
+            archive: archive_limits(settings),
+            ..Limits::default()
+        },
+        url_signing_ttl: Duration::from_secs(8 * 3600),
+    }
+}
