@@ -20,7 +20,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, ValueEnum};
-use rustls::{RootCertStore, pki_types::{CertificateDer, ServerName, pem::PemObject as _}};
+use rustls::{
+    RootCertStore,
+    pki_types::{CertificateDer, ServerName, pem::PemObject as _},
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -115,7 +118,9 @@ async fn main() -> Result<()> {
 
 fn report(latencies: &mut [Duration], elapsed: Duration) {
     latencies.sort_unstable();
-    let at = |share: f64| latencies.get(((latencies.len() as f64 * share) as usize).min(latencies.len().saturating_sub(1))).copied().unwrap_or_default();
+    let at = |share: f64| {
+        latencies.get(((latencies.len() as f64 * share) as usize).min(latencies.len().saturating_sub(1))).copied().unwrap_or_default()
+    };
     let milliseconds = |duration: Duration| duration.as_secs_f64() * 1e3;
     println!(
         "{} requests in {:.1} s: {:.0}/s; median {:.2} ms, p99 {:.2} ms, worst {:.2} ms",
@@ -175,7 +180,8 @@ fn request(plan: &Plan, number: u64, payload: &mut [u8]) -> Result<Vec<u8>> {
 const BOUNDARY: &str = "9f2d1c7e5b8a4f60";
 
 fn multipart(definition: &str, project: &[u8]) -> Vec<u8> {
-    let part = |name: &str, file: &str| format!("--{BOUNDARY}\r\nContent-Disposition: form-data; name=\"{name}\"; filename=\"{file}\"\r\n\r\n");
+    let part =
+        |name: &str, file: &str| format!("--{BOUNDARY}\r\nContent-Disposition: form-data; name=\"{name}\"; filename=\"{file}\"\r\n\r\n");
     let mut body = Vec::with_capacity(project.len() + 2048);
     body.extend_from_slice(part("runDefinitionFile", "definition.json").as_bytes());
     body.extend_from_slice(definition.as_bytes());
@@ -231,7 +237,10 @@ async fn answer(stream: &mut TlsStream<TcpStream>) -> Result<()> {
         received.extend_from_slice(&chunk[..count]);
         let Some(head) = received.windows(4).position(|window| window == b"\r\n\r\n") else { continue };
         let text = String::from_utf8_lossy(&received[..head]).to_ascii_lowercase();
-        let length = text.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok()).context("no content-length")?;
+        let length = text
+            .lines()
+            .find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok())
+            .context("no content-length")?;
         if received.len() >= head + 4 + length {
             if !text.starts_with("http/1.1 200") {
                 bail!("{}", String::from_utf8_lossy(&received));

@@ -24,9 +24,14 @@ use crate::{
 
 /// Run service for machine-learning code: answers the Azure ML v1 run API and executes on your own machines.
 #[derive(Parser)]
-#[command(name = "trainyard", version, max_term_width = 110, after_help = "\
+#[command(
+    name = "trainyard",
+    version,
+    max_term_width = 110,
+    after_help = "\
 Exit codes: 0 done; 1 failed, or the run waited for did not complete; 2 wrong arguments; 3 no server answers;
-4 the server refused. `exec` passes the program's own code on.")]
+4 the server refused. `exec` passes the program's own code on."
+)]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
@@ -190,7 +195,9 @@ mod tests {
     #[test]
     fn a_workspace_may_leave_out_what_the_client_file_says() {
         let default = WorkspacePath { subscription_id: "s".into(), resource_group: "g".into(), workspace_name: "w".into() };
-        let arm = |text| workspace(text, &default).map(|path| format!("{}/{}/{}", path.subscription_id, path.resource_group, path.workspace_name));
+        let arm = |text| {
+            workspace(text, &default).map(|path| format!("{}/{}/{}", path.subscription_id, path.resource_group, path.workspace_name))
+        };
         assert_eq!(arm("x").unwrap(), "s/g/x");
         assert_eq!(arm("h/x").unwrap(), "s/h/x");
         assert_eq!(arm("/t/h/x").unwrap(), "t/h/x");

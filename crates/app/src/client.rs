@@ -183,7 +183,8 @@ pub fn is_passing(error: &anyhow::Error) -> bool {
     if error.downcast_ref::<Unreachable>().is_some() {
         return true;
     }
-    let unavailable = |error: &ApiError| matches!(error.status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT);
+    let unavailable =
+        |error: &ApiError| matches!(error.status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT);
     error.downcast_ref::<ApiError>().is_some_and(unavailable) || error.downcast_ref::<reqwest::Error>().is_some()
 }
 

@@ -44,12 +44,15 @@ impl Project {
 
     fn visit(&mut self, folder: &Path, ignored: &Ignored) -> Result<()> {
         let path = self.root.join(folder);
-        let mut entries: Vec<_> = fs::read_dir(&path).and_then(Iterator::collect::<Result<Vec<_>, _>>).with_context(|| format!("the folder {} cannot be read", path.display()))?;
+        let mut entries: Vec<_> = fs::read_dir(&path)
+            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+            .with_context(|| format!("the folder {} cannot be read", path.display()))?;
         entries.sort_by_key(fs::DirEntry::file_name);
         for entry in entries {
             let relative = folder.join(entry.file_name());
             let shown = relative.to_str().with_context(|| format!("the name {} is not UTF-8", relative.display()))?;
-            let content = fs::metadata(entry.path()).with_context(|| format!("{} cannot be read (a broken link?)", entry.path().display()))?;
+            let content =
+                fs::metadata(entry.path()).with_context(|| format!("{} cannot be read (a broken link?)", entry.path().display()))?;
             if ignored.matches(shown, content.is_dir()) {
                 continue;
             }
@@ -137,7 +140,9 @@ impl Ignored {
             return true;
         }
         let name = path.rsplit('/').next().unwrap_or(path);
-        let hits = |pattern: &&Pattern| (is_folder || !pattern.folders_only) && wildcard(&pattern.text, if pattern.anchored { path } else { name });
+        let hits = |pattern: &&Pattern| {
+            (is_folder || !pattern.folders_only) && wildcard(&pattern.text, if pattern.anchored { path } else { name })
+        };
         // The last pattern that says something about the path decides, as in Git.
         self.patterns.iter().rev().find(hits).is_some_and(|pattern| !pattern.keep)
     }
@@ -198,7 +203,7 @@ mod tests {
         let mut seen = Vec::new();
         for index in 0..zip.len() {
             let file = zip.by_index(index).unwrap();
-            seen.push((file.name().to_owned(), file.unix_mode().unwrap() & 0o777));
+            seen.push((file.name().unwrap().into_owned(), file.unix_mode().unwrap() & 0o777));
         }
         assert_eq!(seen, [("hello.py".to_owned(), 0o644), ("sub/run.sh".to_owned(), 0o755)]);
     }

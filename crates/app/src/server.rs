@@ -17,9 +17,7 @@ use trainyard_core::{
     ids::{AttemptId, ComputeName, RunId, WorkspaceId},
 };
 use trainyard_engine::{
-    EngineOptions, Handle, OrderSettings, RunTokens, Target,
-    environment::EnvironmentSettings,
-    executor::local::LocalExecutor,
+    EngineOptions, Handle, OrderSettings, RunTokens, Target, environment::EnvironmentSettings, executor::local::LocalExecutor,
 };
 use trainyard_server::{
     AppState, Inner, Limits, Metrics, ServerSettings,
@@ -69,7 +67,12 @@ impl Server {
         let tls = server_config(&authority, &certificate(settings, &public_url, address)).context("the certificate cannot be used")?;
         let store = open_store(&data_dir, settings).await?;
         let identity = Identity::open(&data_dir)?;
-        let location = Location { data_dir: &data_dir, public_url: &public_url, region: &settings.server.region, ca_cert: &data_dir.join("tls/ca.pem") };
+        let location = Location {
+            data_dir: &data_dir,
+            public_url: &public_url,
+            region: &settings.server.region,
+            ca_cert: &data_dir.join("tls/ca.pem"),
+        };
         bootstrap::ensure_defaults(&store, identity, location).await.context("the defaults cannot be made")?;
         refuse_exposure(&store, address, exposure).await?;
         let tokens = Tokens::open(&data_dir.join("keys"), identity.tenant_id, &public_url)?;
@@ -116,7 +119,12 @@ fn prepare_data_dir(data_dir: &Path) -> Result<PathBuf> {
 
 fn lock(data_dir: &Path) -> Result<File> {
     let path = data_dir.join("server.lock");
-    let file = File::options().create(true).truncate(false).write(true).open(&path).with_context(|| format!("{} cannot be opened", path.display()))?;
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("{} cannot be opened", path.display()))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => bail!("another server uses the data directory {}; stop it first", data_dir.display()),
@@ -125,8 +133,9 @@ fn lock(data_dir: &Path) -> Result<File> {
 }
 
 fn bind(listen: &str) -> Result<(TcpListener, SocketAddr)> {
-    let listener = TcpListener::bind(listen)
-        .with_context(|| format!("the address {listen} cannot be listened on; choose another with --listen, e.g. 127.0.0.1:0 for a free port"))?;
+    let listener = TcpListener::bind(listen).with_context(|| {
+        format!("the address {listen} cannot be listened on; choose another with --listen, e.g. 127.0.0.1:0 for a free port")
+    })?;
     listener.set_nonblocking(true)?;
     let address = listener.local_addr()?;
     Ok((listener, address))
@@ -153,7 +162,8 @@ fn certificate(settings: &Settings, public_url: &Url, address: SocketAddr) -> Se
 }
 
 async fn open_store(data_dir: &Path, settings: &Settings) -> Result<Store> {
-    let options = StoreOptions { database: settings.store.database.clone(), blobs: settings.store.blobs.clone(), data_dir: data_dir.to_owned() };
+    let options =
+        StoreOptions { database: settings.store.database.clone(), blobs: settings.store.blobs.clone(), data_dir: data_dir.to_owned() };
     Store::open(&options).await.context("the store cannot be opened")
 }
 
@@ -215,7 +225,11 @@ fn environments(data_dir: &Path, settings: &Settings) -> Result<EnvironmentSetti
 
 fn archive_limits(settings: &Settings) -> ArchiveLimits {
     let section = &settings.server;
-    ArchiveLimits { max_unpacked_bytes: section.max_unpacked_bytes, max_files: section.max_archive_files, max_ratio: section.max_archive_ratio }
+    ArchiveLimits {
+        max_unpacked_bytes: section.max_unpacked_bytes,
+        max_files: section.max_archive_files,
+        max_ratio: section.max_archive_ratio,
+    }
 }
 
 fn server_settings(settings: &Settings, identity: Identity, public_url: &Url) -> ServerSettings {

@@ -35,9 +35,24 @@ const fn key(section: &'static str, name: &'static str, default: &'static str, d
 
 /// Every key there is.
 pub const KEYS: &[Key] = &[
-    key("server", "listen", "\"127.0.0.1:8443\"", "Address and port; port 0 takes a free one. A public address is refused while only the generated credentials exist."),
-    key("server", "public_url", "the listen address", "Where clients reach the server, when that is not the listen address. Its host name is added to the certificate."),
-    key("server", "tls_cert", "none", "PEM file with the certificate chain for `public_url`. Without it the server uses a certificate of its own private CA."),
+    key(
+        "server",
+        "listen",
+        "\"127.0.0.1:8443\"",
+        "Address and port; port 0 takes a free one. A public address is refused while only the generated credentials exist.",
+    ),
+    key(
+        "server",
+        "public_url",
+        "the listen address",
+        "Where clients reach the server, when that is not the listen address. Its host name is added to the certificate.",
+    ),
+    key(
+        "server",
+        "tls_cert",
+        "none",
+        "PEM file with the certificate chain for `public_url`. Without it the server uses a certificate of its own private CA.",
+    ),
     key("server", "tls_key", "none", "PEM file with the private key of `tls_cert`."),
     key("server", "region", "\"local\"", "The region that workspaces made from now on say they are in."),
     key("server", "max_upload_bytes", "314572800", "The largest project zip."),
@@ -47,11 +62,31 @@ pub const KEYS: &[Key] = &[
     key("server", "max_archive_ratio", "200", "The most that a file in a project zip may shrink by compression."),
     key("server", "cancel_grace_seconds", "10", "Time between TERM and KILL when a run is stopped."),
     key("store", "database", "\"sqlite\"", "`sqlite` (a file in the data directory) or `postgres://user:password@host/database`."),
-    key("store", "blobs", "\"file\"", "`file` (a folder in the data directory) or `s3://bucket/prefix`, with credentials in the usual AWS variables."),
+    key(
+        "store",
+        "blobs",
+        "\"file\"",
+        "`file` (a folder in the data directory) or `s3://bucket/prefix`, with credentials in the usual AWS variables.",
+    ),
     key("environments", "cache_dir", "the data directory's `environments`", "Where environments are built and kept."),
-    key("environments", "python_fallback", "\"closest\"", "What happens when the Python asked for cannot be had: `closest` uses the closest one with a warning, `fail` fails the run."),
-    key("environments", "conda_channels", "[]", "Conda channels, for definitions that name none. This version takes no interpreter from them and says so on the run."),
-    key("environments", "index_url", "the package index that `uv` uses by itself", "Package index for pip requirements; may hold credentials, which are never shown."),
+    key(
+        "environments",
+        "python_fallback",
+        "\"closest\"",
+        "What happens when the Python asked for cannot be had: `closest` uses the closest one with a warning, `fail` fails the run.",
+    ),
+    key(
+        "environments",
+        "conda_channels",
+        "[]",
+        "Conda channels, for definitions that name none. This version takes no interpreter from them and says so on the run.",
+    ),
+    key(
+        "environments",
+        "index_url",
+        "the package index that `uv` uses by itself",
+        "Package index for pip requirements; may hold credentials, which are never shown.",
+    ),
     key("environments", "offline", "false", "Build from caches only."),
     key("compute.NAME", "engine", "\"local\"", "What executes the runs of this target: `local`."),
     key("compute.NAME", "slots", "the number of cores", "How many runs at once. 0 holds every run back."),
@@ -196,7 +231,8 @@ impl Settings {
     pub fn load(file: Option<&Path>, variables: impl Iterator<Item = (String, String)>) -> Result<Self> {
         let mut table = match file {
             Some(path) => {
-                let text = std::fs::read_to_string(path).with_context(|| format!("the configuration file {} cannot be read", path.display()))?;
+                let text =
+                    std::fs::read_to_string(path).with_context(|| format!("the configuration file {} cannot be read", path.display()))?;
                 check_keys(&text).with_context(|| format!("in the configuration file {}", path.display()))?;
                 text.parse::<Table>().with_context(|| format!("the configuration file {} is not TOML", path.display()))?
             }
@@ -239,19 +275,33 @@ fn check_keys(text: &str) -> Result<()> {
         let at = line(section.span().end);
         let section = section.get_ref().as_ref();
         let DeValue::Table(content) = content.get_ref() else {
-            bail!("line {at}: `{section}` stands outside any section; {}", nearest(section, &["server", "store", "environments", "compute"]));
+            bail!(
+                "line {at}: `{section}` stands outside any section; {}",
+                nearest(section, &["server", "store", "environments", "compute"])
+            );
         };
         let tables: Vec<(String, &DeTable<'_>)> = match section {
-            "compute" => content.iter().filter_map(|(name, value)| Some((format!("compute.{}", name.get_ref()), value.get_ref().as_table()?))).collect(),
+            "compute" => content
+                .iter()
+                .filter_map(|(name, value)| Some((format!("compute.{}", name.get_ref()), value.get_ref().as_table()?)))
+                .collect(),
             "server" | "store" | "environments" => vec![(section.to_owned(), content)],
-            _ => bail!("line {at}: there is no section [{section}]; {}", nearest(section, &["server", "store", "environments", "compute.NAME"])),
+            _ => bail!(
+                "line {at}: there is no section [{section}]; {}",
+                nearest(section, &["server", "store", "environments", "compute.NAME"])
+            ),
         };
         let schema = if section == "compute" { "compute.NAME" } else { section };
         for (label, table) in tables {
             for (key, _) in table {
                 let names: Vec<&str> = known(schema).collect();
                 if !names.contains(&key.get_ref().as_ref()) {
-                    bail!("line {}: there is no key `{}` in [{label}]; {}", line(key.span().end), key.get_ref(), nearest(key.get_ref(), &names));
+                    bail!(
+                        "line {}: there is no key `{}` in [{label}]; {}",
+                        line(key.span().end),
+                        key.get_ref(),
+                        nearest(key.get_ref(), &names)
+                    );
                 }
             }
         }
@@ -274,7 +324,9 @@ fn overlay(table: &mut Table, path: &str, text: &str) -> Result<()> {
     let parts: Vec<String> = path.split("__").map(str::to_lowercase).collect();
     let (section, key, schema) = match parts.as_slice() {
         [section, key] => (vec![section.clone()], key.clone(), section.clone()),
-        [section, name, key] if section == "compute" => (vec![section.clone(), configured_name(table, name)], key.clone(), "compute.NAME".to_owned()),
+        [section, name, key] if section == "compute" => {
+            (vec![section.clone(), configured_name(table, name)], key.clone(), "compute.NAME".to_owned())
+        }
         _ => bail!("expected TRAINYARD_SECTION__KEY or TRAINYARD_COMPUTE__NAME__KEY"),
     };
     let names: Vec<&str> = known(&schema).collect();
@@ -322,7 +374,11 @@ pub fn reference() -> String {
             section = key.section;
             text.push_str(&format!("\n## `[{section}]`\n\n| key | default | what it does |\n| --- | --- | --- |\n"));
         }
-        let default = if key.default.starts_with(|c: char| c.is_ascii_digit() || c == '"' || c == '[') || key.default == "false" { format!("`{}`", key.default) } else { key.default.to_owned() };
+        let default = if key.default.starts_with(|c: char| c.is_ascii_digit() || c == '"' || c == '[') || key.default == "false" {
+            format!("`{}`", key.default)
+        } else {
+            key.default.to_owned()
+        };
         text.push_str(&format!("| `{}` | {default} | {} |\n", key.name, key.doc));
     }
     text
@@ -380,13 +436,18 @@ mod tests {
 
     #[test]
     fn secrets_do_not_show_in_debug_output() {
-        let settings = load("[store]\ndatabase = \"postgres://u:hunter2@h/d\"\n[environments]\nindex_url = \"https://u:hunter2@h/\"\n", &[]).unwrap();
+        let settings =
+            load("[store]\ndatabase = \"postgres://u:hunter2@h/d\"\n[environments]\nindex_url = \"https://u:hunter2@h/\"\n", &[]).unwrap();
         assert!(!format!("{settings:?}").contains("hunter2"));
     }
 
     #[test]
     fn the_reference_page_is_up_to_date() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/configuration.md");
-        assert_eq!(std::fs::read_to_string(path).unwrap(), reference(), "run: cargo run -- doctor --configuration-reference > docs/configuration.md");
+        assert_eq!(
+            std::fs::read_to_string(path).unwrap(),
+            reference(),
+            "run: cargo run -- doctor --configuration-reference > docs/configuration.md"
+        );
     }
 }

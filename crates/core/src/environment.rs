@@ -13,7 +13,7 @@ pub mod requirement;
 pub mod version;
 
 pub use conda::{CondaSpecification, parse_conda};
-pub use hash::{EnvironmentHash, HashContext};
+pub use hash::HashContext;
 pub use requirement::{PipLine, PipList, PipOption};
 pub use version::{Choice, PythonVersion, VersionSpec, closest};
 

@@ -151,11 +151,12 @@ text_id!(
     |text| text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 );
 text_id!(
-    /// Canonical hash of an environment, 64 lower-case hexadecimal digits.
+    /// Canonical hash of an environment: the first half of a SHA-256, 32 lower-case hexadecimal digits. It is part of paths that
+    /// scripts start with (`#!`), which Linux cuts at 255 bytes.
     EnvironmentHash,
     "environment hash",
-    "it has 64 lower-case hexadecimal digits",
-    |text| text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    "it has 32 lower-case hexadecimal digits",
+    |text| text.len() == 32 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 );
 
 /// The three names that address a workspace. Subscription and resource group are plain text here; the wire

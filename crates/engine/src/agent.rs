@@ -9,6 +9,7 @@
 //! guessed; nothing of the code's process tree outlives the attempt's report of its end.
 
 mod client;
+mod connection;
 mod control;
 pub mod folder;
 mod life;

@@ -1,8 +1,9 @@
 //! The first start: what a server has before anybody made anything.
 //!
-//! A tenant and a subscription (kept in `DIR/identity.json`), a workspace, and an application that owns the server, whose credentials are written to
-//! `DIR/client.json`. Every step looks whether it was done, so that a crash between two of them is made good by the next start. Nothing that people
-//! deleted comes back: once there are applications, no default one is made.
+//! A tenant and a subscription (kept in `DIR/identity.json`), a workspace, and an application that owns the server, whose
+//! credentials are written to `DIR/client.json`. Every step looks whether it was done, so that a crash between two of them
+//! is made good by the next start. Nothing that people deleted comes back: once there are applications, no default one is
+//! made.
 
 use std::{fs, io, path::Path};
 
@@ -118,9 +119,8 @@ pub async fn ensure_defaults(store: &Store, identity: Identity, location: Locati
             }
             ClientFile { tenant_id: identity.tenant_id, ..file }.at(location)
         }
-        // The file was lost, or a start ended between the row and the file: nobody else knows the secret, so it is replaced.
-        (Some(_) | None, None) | (None, Some(_)) => match default_app(store).await? {
-            Some(app) => client_file(identity, location, renewed(store, app.id).await?),
+        (Some(_) | None, None) | (None, Some(_)) => match default_credentials(store).await? {
+            Some(credentials) => client_file(identity, location, credentials),
             None => return Ok(None),
         },
     };
@@ -157,34 +157,34 @@ async fn ensure_workspace(store: &Store, identity: Identity, region: &str) -> Re
     }
 }
 
-/// The application of the first start; made when there is none at all.
-async fn default_app(store: &Store) -> Result<Option<App>> {
-    let apps = store.list_apps().await?;
-    if !apps.is_empty() {
-        return Ok(apps.into_iter().find(|app| app.generated));
-    }
-    let app = App {
-        id: AppId(Uuid::new_v4()),
-        name: DEFAULT_NAME.into(),
-        // Of a secret that nobody knows: `renewed` makes the one that is written down.
-        secret_sha256: secrets::hash(&secrets::generate()?),
-        grants: vec![Grant { workspace: None, role: Role::Owner }],
-        created_us: clock::now_us(),
-        generated: true,
-    };
-    store.create_app(&app).await?;
-    Ok(Some(app))
-}
-
 struct Credentials {
     id: AppId,
     secret: String,
 }
 
-async fn renewed(store: &Store, id: AppId) -> Result<Credentials> {
+/// New credentials that own the server: on the first start, and in place of those whose file was lost (or never written, because a start
+/// ended between the row and the file), for nobody else knows their secret. `None`: people made applications and took the default one away.
+async fn default_credentials(store: &Store) -> Result<Option<Credentials>> {
+    let apps = store.list_apps().await?;
+    let lost: Vec<AppId> = apps.iter().filter(|app| app.generated).map(|app| app.id).collect();
+    if lost.is_empty() && !apps.is_empty() {
+        return Ok(None);
+    }
     let secret = secrets::generate()?;
-    store.set_app_secret(id, &secrets::hash(&secret)).await?;
-    Ok(Credentials { id, secret })
+    let app = App {
+        id: AppId(Uuid::new_v4()),
+        name: DEFAULT_NAME.into(),
+        secret_sha256: secrets::hash(&secret),
+        grants: vec![Grant { workspace: None, role: Role::Owner }],
+        created_us: clock::now_us(),
+        generated: true,
+    };
+    // In this order there is an Owner at every moment; what a crash leaves over is lost as well, and goes at the next start.
+    store.create_app(&app).await?;
+    for id in lost {
+        store.delete_app(id).await?;
+    }
+    Ok(Some(Credentials { id: app.id, secret }))
 }
 
 fn client_file(identity: Identity, location: Location<'_>, credentials: Credentials) -> ClientFile {
@@ -215,7 +215,9 @@ impl ClientFile {
 fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     let problem = |what: &str| Error::new(ErrorKind::Internal, format!("`{}` {what}", path.display()));
     match fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| problem("is damaged; restore it from a backup").with_source(error)),
+        Ok(bytes) => {
+            serde_json::from_slice(&bytes).map(Some).map_err(|error| problem("is damaged; restore it from a backup").with_source(error))
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(problem("cannot be read").with_source(error)),
     }

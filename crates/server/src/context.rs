@@ -37,7 +37,11 @@ impl CancelSpelling {
     pub(crate) fn of(headers: &HeaderMap) -> Self {
         let agent = headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default().to_ascii_lowercase();
         let names = ["azureml", "msrest", "azsdk", "azure-sdk", "azure-ai-ml", "mlflow"];
-        if headers.contains_key("x-ms-client-session-id") || names.iter().any(|name| agent.contains(name)) { Self::Sdk } else { Self::Plain }
+        if headers.contains_key("x-ms-client-session-id") || names.iter().any(|name| agent.contains(name)) {
+            Self::Sdk
+        } else {
+            Self::Plain
+        }
     }
 }
 
@@ -127,11 +131,6 @@ impl FromRequestParts<AppState> for Context {
     }
 }
 
-/// Who asks, for extractors of their own.
-pub(crate) async fn authenticate(parts: &mut Parts, state: &AppState) -> Result<Principal> {
-    Ok(authenticated(parts, state).await?.principal)
-}
-
 /// What the guard left in the request; a route without the guard whose handler wants to know is checked here.
 async fn authenticated(parts: &Parts, state: &AppState) -> Result<Authenticated> {
     match parts.extensions.get::<Authenticated>() {
@@ -160,13 +159,16 @@ fn refusal(principal: &Principal, action: Action<'_>, workspace: Option<Workspac
     };
     match principal {
         Principal::App { name, .. } => format!("application `{name}` may not do this: it needs {needed}"),
-        Principal::Run { run, .. } => format!("the token of run `{run}` may not do this: it reads its workspace and writes only its own run"),
+        Principal::Run { run, .. } => {
+            format!("the token of run `{run}` may not do this: it reads its workspace and writes only its own run")
+        }
     }
 }
 
 /// The workspace named by the parameters `sub`, `rg` and `ws` of the path.
 async fn workspace_path(parts: &mut Parts, state: &AppState) -> Result<WorkspacePath> {
-    let params = RawPathParams::from_request_parts(parts, state).await.map_err(|_| Error::invalid("the path is not valid UTF-8 once decoded"))?;
+    let params =
+        RawPathParams::from_request_parts(parts, state).await.map_err(|_| Error::invalid("the path is not valid UTF-8 once decoded"))?;
     let named = |wanted: &str| params.iter().find(|(name, _)| *name == wanted).map(|(_, value)| value.to_owned()).unwrap_or_default();
     Ok(WorkspacePath { subscription_id: named("sub"), resource_group: named("rg"), workspace_name: named("ws") })
 }
@@ -182,10 +184,33 @@ pub(crate) fn workspace_not_found(path: &WorkspacePath) -> Error {
 /// The host that the client used: HTTP/2 has it in the address, HTTP/1.1 in `Host`.
 pub(crate) fn host(parts: &Parts) -> Option<&str> {
     let named = parts.uri.authority().map(http::uri::Authority::as_str);
-    named.or_else(|| parts.headers.get(header::HOST).and_then(|value| value.to_str().ok())).filter(|host| host.parse::<http::uri::Authority>().is_ok())
+    named
+        .or_else(|| parts.headers.get(header::HOST).and_then(|value| value.to_str().ok()))
+        .filter(|host| host.parse::<http::uri::Authority>().is_ok())
 }
 
 /// `https://host`, as the client used it; the configured public URL when it named none. The server only speaks TLS.
 pub(crate) fn base_url(parts: &Parts, state: &AppState) -> String {
     host(parts).map_or_else(|| state.settings.public_url.as_str().trim_end_matches('/').to_owned(), |host| format!("https://{host}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn the_sdk_is_known_by_its_session_or_by_its_name() {
+        let spelled = |name: &'static str, value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, HeaderValue::from_static(value));
+            CancelSpelling::of(&headers)
+        };
+        assert_eq!(spelled("x-ms-client-session-id", "1"), CancelSpelling::Sdk);
+        assert_eq!(spelled("user-agent", "python/3.11 msrest/0.7.1 azureml-core/1.61.0"), CancelSpelling::Sdk);
+        assert_eq!(spelled("user-agent", "azsdk-python-ai-ml/1.35.2 Python/3.11"), CancelSpelling::Sdk);
+        assert_eq!(spelled("user-agent", "python-requests/2.34.2"), CancelSpelling::Plain);
+        assert_eq!(CancelSpelling::of(&HeaderMap::new()), CancelSpelling::Plain);
+    }
 }

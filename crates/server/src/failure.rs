@@ -76,3 +76,28 @@ impl IntoResponse for Rejection {
         Failure::response(self.0, None)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_belongs_to_one_dialect() {
+        let table = [
+            ("/history/v1.0/subscriptions/s", Dialect::AzureMl),
+            ("/Execution/v1.0/x", Dialect::AzureMl),
+            ("/artifact/v2.0/x", Dialect::AzureMl),
+            ("/subscriptions/s/resourceGroups/g", Dialect::Arm),
+            ("/rp/workspaces/subscriptions", Dialect::Arm),
+            ("/discovery/workspaces/x", Dialect::Arm),
+            ("/common/oauth2/token", Dialect::OAuth),
+            ("/common/discovery/instance", Dialect::OAuth),
+            ("/common/v2.0/.well-known/openid-configuration", Dialect::OAuth),
+            ("/api/v1/apps", Dialect::Native),
+            ("/", Dialect::Native),
+        ];
+        for (path, dialect) in table {
+            assert_eq!(Dialect::of_path(path), dialect, "{path}");
+        }
+    }
+}

@@ -17,10 +17,6 @@ use crate::{failure::Rejection, state::AppState};
 #[derive(Clone, Debug)]
 pub(crate) struct JsonBody<T>(pub T);
 
-/// A body that may be missing.
-#[derive(Clone, Debug)]
-pub(crate) struct OptionalJsonBody<T>(pub Option<T>);
-
 impl<T: DeserializeOwned> FromRequest<AppState> for JsonBody<T> {
     type Rejection = Rejection;
 
@@ -33,20 +29,12 @@ impl<T: DeserializeOwned> FromRequest<AppState> for JsonBody<T> {
     }
 }
 
-impl<T: DeserializeOwned> FromRequest<AppState> for OptionalJsonBody<T> {
-    type Rejection = Rejection;
-
-    async fn from_request(request: Request, state: &AppState) -> Result<Self, Rejection> {
-        let bytes = collect(request, state).await?;
-        if bytes.iter().all(u8::is_ascii_whitespace) { Ok(Self(None)) } else { Ok(Self(Some(parse(&bytes)?))) }
-    }
-}
-
 /// The whole body, if its type may be JSON and its size is within the limit; a `Content-Length` over the limit is answered at once.
 pub(crate) async fn collect(request: Request, state: &AppState) -> Result<Bytes> {
     check_type(request.headers())?;
     let limit = state.settings.limits.max_json_bytes;
-    let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()).and_then(|text| text.parse::<u64>().ok());
+    let announced =
+        request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()).and_then(|text| text.parse::<u64>().ok());
     if announced.is_some_and(|announced| announced > limit) {
         return Err(too_large(limit));
     }
@@ -65,7 +53,9 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
     serde_json::from_slice(bytes).map_err(|error| {
         let problem = match error.classify() {
             serde_json::error::Category::Data => "the JSON body does not have the expected shape",
-            serde_json::error::Category::Syntax | serde_json::error::Category::Eof | serde_json::error::Category::Io => "the body is not valid JSON",
+            serde_json::error::Category::Syntax | serde_json::error::Category::Eof | serde_json::error::Category::Io => {
+                "the body is not valid JSON"
+            }
         };
         Error::invalid(format!("{problem}: {error}")).with_target("body")
     })
@@ -75,7 +65,10 @@ fn check_type(headers: &HeaderMap) -> Result<()> {
     let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
     let text = value.to_str().unwrap_or_default();
     let essence = text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    let json = essence.is_empty() || essence == "application/json" || essence == "text/json" || (essence.starts_with("application/") && essence.ends_with("+json"));
+    let json = essence.is_empty()
+        || essence == "application/json"
+        || essence == "text/json"
+        || (essence.starts_with("application/") && essence.ends_with("+json"));
     if json {
         return Ok(());
     }
@@ -98,7 +91,10 @@ mod tests {
         let error = parse::<Value>(b"{\n  \"a\": 1,,\n}").unwrap_err();
         assert_eq!(error.message(), "the body is not valid JSON: key must be a string at line 2 column 10");
         let error = parse::<Vec<u32>>(b"[1, \"x\"]").unwrap_err();
-        assert_eq!(error.message(), "the JSON body does not have the expected shape: invalid type: string \"x\", expected u32 at line 1 column 7");
+        assert_eq!(
+            error.message(),
+            "the JSON body does not have the expected shape: invalid type: string \"x\", expected u32 at line 1 column 7"
+        );
     }
 
     #[test]

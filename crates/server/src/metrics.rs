@@ -60,7 +60,12 @@ impl Default for Metrics {
         let runs = Family::default();
         let mut registry = Registry::with_prefix("trainyard");
         registry.register("http_requests", "Requests answered, by method, route and class of status", requests.clone());
-        registry.register_with_unit("http_request_duration", "Time from the head of a request to the head of its answer", Unit::Seconds, durations.clone());
+        registry.register_with_unit(
+            "http_request_duration",
+            "Time from the head of a request to the head of its answer",
+            Unit::Seconds,
+            durations.clone(),
+        );
         registry.register("runs", "Runs, by state", runs.clone());
         Self { registry, requests, durations, runs, runs_counted: Mutex::new(None) }
     }

@@ -30,7 +30,9 @@ impl Query {
     pub(crate) fn parsed<T: std::str::FromStr>(&self, name: &str, expected: &str) -> Result<Option<T>> {
         self.non_empty(name)
             .map(|value| {
-                value.parse().map_err(|_| Error::invalid(format!("query parameter `{name}` is `{value}`: expected {expected}")).with_target(name))
+                value
+                    .parse()
+                    .map_err(|_| Error::invalid(format!("query parameter `{name}` is `{value}`: expected {expected}")).with_target(name))
             })
             .transpose()
     }

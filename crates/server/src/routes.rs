@@ -58,10 +58,11 @@ pub(crate) fn table() -> Routes {
 
 /// For operators and probes.
 fn operations(routes: Routes) -> Routes {
-    routes
-        .get(Access::Public, "/healthz", health::healthz)
-        .get(Access::Public, "/readyz", health::readyz)
-        .get(Access::Public, "/metrics", health::metrics)
+    routes.get(Access::Public, "/healthz", health::healthz).get(Access::Public, "/readyz", health::readyz).get(
+        Access::Public,
+        "/metrics",
+        health::metrics,
+    )
 }
 
 /// Tokens and what is needed to get one (azureml-wire A.1, A.2, A.5).
@@ -86,7 +87,11 @@ fn management(routes: Routes) -> Routes {
         .get(Access::Token, "/subscriptions", arm::list_subscriptions)
         .get(Access::Token, "/subscriptions/{sub}", arm::get_subscription)
         .get(Access::Token, "/subscriptions/{sub}/providers/Microsoft.MachineLearningServices/workspaces", arm::list_workspaces)
-        .get(Access::Token, "/subscriptions/{sub}/resourceGroups/{rg}/providers/Microsoft.MachineLearningServices/workspaces", arm::list_workspaces)
+        .get(
+            Access::Token,
+            "/subscriptions/{sub}/resourceGroups/{rg}/providers/Microsoft.MachineLearningServices/workspaces",
+            arm::list_workspaces,
+        )
         .get(Access::Token, "{WS}", arm::get_workspace)
         .get(Access::Token, "/rp/workspaces{WS}", arm::get_workspace)
         .get(Access::Token, "{WS}/computes", computes::list)
@@ -153,6 +158,7 @@ fn history(routes: Routes) -> Routes {
         .post(Access::Token, "/history/v1.0{WS}/runs/{run}", runs::create_or_change)
         .get(Access::Token, "/history/v1.0{R}/details", details::get)
         .post(Access::Token, "/history/v1.0{R}/cancel", runs::cancel)
+        .get(Access::Token, "/history/v1.0{R}/metricsingest/wait", runs::metrics_ingested)
         .delete(Access::Token, "/history/v1.0{R}/tags", tags::delete)
         .patch(Access::Token, "/history/v1.0{R}/tags", tags::modify)
         .get(Access::Token, "/history/v1.0{R}/events", events::list)
@@ -162,9 +168,11 @@ fn history(routes: Routes) -> Routes {
 
 /// Execution: submitting and cancelling (azureml-wire D.1).
 fn execution(routes: Routes) -> Routes {
-    routes
-        .upload(Access::Token, "/execution/v1.0{WS}/experiments/{experiment}/startrun", execution::start_run)
-        .post(Access::Token, "/execution/v1.0{WS}/experiments/{experiment}/runId/{run}/cancel", execution::cancel_run)
+    routes.upload(Access::Token, "/execution/v1.0{WS}/experiments/{experiment}/startrun", execution::start_run).post(
+        Access::Token,
+        "/execution/v1.0{WS}/experiments/{experiment}/runId/{run}/cancel",
+        execution::cancel_run,
+    )
 }
 
 /// Artifacts of runs (azureml-wire C.9).

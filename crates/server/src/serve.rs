@@ -17,8 +17,8 @@ use crate::{layers, state::AppState};
 
 /// A client that dials and does not send a request does not keep the connection longer than this.
 const FIRST_REQUEST: Duration = Duration::from_secs(30);
-/// From the first byte of a request's head to its last. Also how long a kept-alive HTTP/1.1 connection may idle, for hyper counts from the end of
-/// the answer before; so not too short for a client that polls.
+/// From the first byte of a request's head to its last. Also how long a kept-alive HTTP/1.1 connection may idle, for hyper
+/// counts from the end of the answer before; so not too short for a client that polls.
 const REQUEST_HEAD: Duration = Duration::from_secs(90);
 /// An HTTP/2 client that is silent for this long is asked whether it is there...
 const PING_EVERY: Duration = Duration::from_secs(30);
@@ -39,7 +39,11 @@ pub fn app(state: AppState) -> Router {
 pub async fn serve(state: AppState, listener: TcpListener, tls: ServerConfig, shutdown: CancellationToken) -> Result<()> {
     let handle = Handle::new();
     let acceptor = RustlsAcceptor::new(RustlsConfig::from_config(Arc::new(tls))).acceptor(NoDelayAcceptor::new());
-    let mut server = axum_server::from_tcp(listener).map_err(Error::internal)?.acceptor(acceptor).handle(handle.clone()).first_request_timeout(FIRST_REQUEST);
+    let mut server = axum_server::from_tcp(listener)
+        .map_err(Error::internal)?
+        .acceptor(acceptor)
+        .handle(handle.clone())
+        .first_request_timeout(FIRST_REQUEST);
     server.http_builder().http1().timer(TokioTimer::new()).header_read_timeout(REQUEST_HEAD);
     server.http_builder().http2().timer(TokioTimer::new()).keep_alive_interval(PING_EVERY).keep_alive_timeout(PING_ANSWER);
     let stopper = tokio::spawn(async move {

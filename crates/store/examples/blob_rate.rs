@@ -46,6 +46,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let sample = Arc::new(sample);
     for (name, step) in [("commit", Step::Commit), ("stage, inspect and commit", Step::All)] {
         let next = Arc::new(AtomicU64::new(0));
+        let cpu_before = cpu_time()?;
         let started = Instant::now();
         let tasks: Vec<_> = (0..callers)
             .map(|_| {
@@ -58,11 +59,13 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             times.extend(task.await??);
         }
         let elapsed = started.elapsed();
+        let cpu = (cpu_time()? - cpu_before) / u32::try_from(uploads)?;
         times.sort();
         let at = |percent: usize| times[(times.len() - 1) * percent / 100];
         let rate = uploads as f64 / elapsed.as_secs_f64();
-        println!("{name}: {uploads} uploads by {callers} callers: {rate:.0}/s, p50 {:?}, p99 {:?}", at(50), at(99));
+        println!("{name}: {uploads} uploads by {callers} callers: {rate:.0}/s, p50 {:?}, p99 {:?}, {cpu:?} of CPU each", at(50), at(99));
     }
+    large_upload(&blobs).await?;
     std::fs::remove_dir_all(&folder)?;
     Ok(())
 }
@@ -104,6 +107,29 @@ async fn upload_all(blobs: &Blobs, next: &AtomicU64, uploads: u64, sample: &[u8]
     }
 }
 
+/// Stages and commits 1 GB in the pieces that a connection gives and says how much more memory that took.
+async fn large_upload(blobs: &Blobs) -> Result<(), Box<dyn std::error::Error>> {
+    let resident = |field: &str| -> Result<u64, Box<dyn std::error::Error>> {
+        let status = std::fs::read_to_string("/proc/self/status")?;
+        let line = status.lines().find(|line| line.starts_with(field)).ok_or("no such field")?;
+        Ok(line.split_whitespace().nth(1).unwrap_or_default().parse()?)
+    };
+    // Forget the peak so far.
+    std::fs::write("/proc/self/clear_refs", "5")?;
+    let before = resident("VmRSS:")?;
+    let started = Instant::now();
+    let mut writer = blobs.stage(2 << 30).await?;
+    for number in 0..16_000u64 {
+        let mut piece = vec![0; 62_500];
+        piece[..8].copy_from_slice(&number.to_le_bytes());
+        writer.write(piece.into()).await?;
+    }
+    let stored = blobs.commit(writer.finish().await?).await?;
+    let more = (resident("VmHWM:")? - before) / 1024;
+    println!("one upload of {} bytes: {:?}, {more} MiB more memory at its peak", stored.size, started.elapsed());
+    Ok(())
+}
+
 fn each(name: &str, bytes: usize, mut run: impl FnMut()) {
     let rounds = 200;
     let started = Instant::now();
@@ -119,17 +145,24 @@ fn fs_rate(folder: &std::path::Path, content: &[u8]) -> std::io::Result<()> {
     let rounds = 500u32;
     let started = Instant::now();
     for number in 0..rounds {
-        let path = folder.join(number.to_string());
-        let mut file = std::fs::File::create(&path)?;
+        // Kept until the end: ext4 searches long for an inode that was not freed within the last seconds.
+        let mut file = std::fs::File::create(folder.join(number.to_string()))?;
         file.write_all(content)?;
         file.sync_data()?;
-        std::fs::remove_file(path)?;
     }
     println!(
         "the disk: {:.0} files of this size a second written and synced by one writer",
         f64::from(rounds) / started.elapsed().as_secs_f64()
     );
     Ok(())
+}
+
+/// CPU time of this process so far, user and system: what stays comparable on a machine that does other things.
+fn cpu_time() -> Result<Duration, Box<dyn std::error::Error>> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
+    Ok(Duration::from_millis(ticks * 10))
 }
 
 /// A zip of about `bytes` that do not compress.

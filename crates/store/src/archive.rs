@@ -5,9 +5,10 @@
 //! refuses an archive with a wrong size, a wrong checksum or overlapping entries. So an archive that was inspected unpacks, and
 //! a bomb that lies about its sizes is refused at the upload, at the first byte over what it declared.
 //!
-//! Everything here is synchronous. Bytes of a 100 kB zip take a fraction of a millisecond; files go through [`inspect_staged`] or
-//! a blocking task of the caller.
+//! Everything but [`inspect_staged`] is synchronous: a usual 100 kB zip takes a fraction of a millisecond, a large one belongs in a
+//! blocking task.
 
+mod ends;
 mod inflate;
 mod unpack;
 
@@ -32,10 +33,16 @@ use crate::blobs::{StagedBlob, StagedContent, storage_error};
 /// 12 MB; without a bound, a directory of gigabytes would be held in memory before the first rule is asked.
 const DIRECTORY_BUDGET_BYTES: u64 = 48 << 20;
 
-/// Reads a staged upload in a blocking task: [`inspect_bytes`] or [`inspect`], wherever its content is.
+/// Inflating this much takes less than handing it to another thread and waiting for the answer on a busy machine, about a millisecond.
+const INLINE_BYTES: u64 = 512 << 10;
+
+/// Reads a staged upload, wherever its content is: [`inspect_bytes`] here and now if little is to be inflated, else in a blocking task.
 pub async fn inspect_staged(staged: &StagedBlob, limits: ArchiveLimits) -> Result<ArchivePlan> {
     let task = match staged.content() {
         StagedContent::Memory(bytes) => {
+            if let Some(plan) = inspect_if_small(bytes, &limits)? {
+                return Ok(plan);
+            }
             let bytes = bytes.clone();
             tokio::task::spawn_blocking(move || inspect_bytes(&bytes, &limits))
         }
@@ -45,6 +52,13 @@ pub async fn inspect_staged(staged: &StagedBlob, limits: ArchiveLimits) -> Resul
         }
     };
     task.await.map_err(Error::internal)?
+}
+
+/// As [`inspect_bytes`] if the archive declares little, else nothing: 100 kB may stand for 20 MB.
+fn inspect_if_small(bytes: &[u8], limits: &ArchiveLimits) -> Result<Option<ArchivePlan>> {
+    let budget = Cell::new(DIRECTORY_BUDGET_BYTES);
+    let opened = Opened::new(Cursor::new(bytes), &budget, limits)?;
+    if opened.plan.total_bytes <= INLINE_BYTES { opened.verified().map(Some) } else { Ok(None) }
 }
 
 /// Decides whether the zip in the file at `path` is taken, and verifies all of its content.
@@ -62,12 +76,7 @@ pub fn inspect_bytes(bytes: &[u8], limits: &ArchiveLimits) -> Result<ArchivePlan
 
 fn inspect_reader(reader: impl Read + Seek, limits: &ArchiveLimits) -> Result<ArchivePlan> {
     let budget = Cell::new(DIRECTORY_BUDGET_BYTES);
-    let mut opened = Opened::new(reader, &budget, limits)?;
-    let mut inflater = Inflater::new();
-    for index in 0..opened.plan.files.len() {
-        opened.read(index, &mut inflater, |_| Ok(()))?;
-    }
-    Ok(opened.plan)
+    Opened::new(reader, &budget, limits)?.verified()
 }
 
 /// An archive whose headers keep the rules. What they declare about the content is not verified yet.
@@ -79,7 +88,7 @@ struct Opened<'a, R> {
 impl<'a, R: Read + Seek> Opened<'a, R> {
     fn new(reader: R, budget: &'a Cell<u64>, limits: &ArchiveLimits) -> Result<Self> {
         let mut reader = Budgeted { inner: reader, left: budget };
-        check_ends(&mut reader)?;
+        ends::check(&mut reader)?;
         let mut archive = ZipArchive::new(reader).map_err(unreadable)?;
         budget.set(u64::MAX);
         let headers: Vec<zip::read::ZipFileEntry<'_>> =
@@ -91,6 +100,15 @@ impl<'a, R: Read + Seek> Opened<'a, R> {
         }
         check_overlap(&mut archive)?;
         Ok(Self { archive, plan })
+    }
+
+    /// Reads all of it and gives the plan, which is then true.
+    fn verified(mut self) -> Result<ArchivePlan> {
+        let mut inflater = Inflater::new();
+        for index in 0..self.plan.files.len() {
+            self.read(index, &mut inflater, |_| Ok(()))?;
+        }
+        Ok(self.plan)
     }
 
     /// Reads the planned file `index`, handing its bytes to `sink` piece by piece; at the end they proved to be as many as
@@ -136,46 +154,6 @@ fn method(method: CompressionMethod) -> Method {
         CompressionMethod::Deflated => Method::Deflated,
         other => Method::Other(other.to_u16()),
     }
-}
-
-/// The rules about where an archive begins and ends, which the zip crate is not asked about: it searches where we refuse, and
-/// allocates for as many entries as a zip64 end record claims.
-fn check_ends(reader: &mut (impl Read + Seek)) -> Result<()> {
-    const END: &[u8; 4] = b"PK\x05\x06";
-    const END_BYTES: usize = 22;
-    const LOCATOR: &[u8; 4] = b"PK\x06\x07";
-    const LOCATOR_BYTES: usize = 20;
-    let io = |error| storage_error("the uploaded zip cannot be read", error);
-    let length = reader.seek(SeekFrom::End(0)).map_err(io)?;
-    if length == 0 {
-        return Err(Error::invalid("the zip is empty: it has no bytes"));
-    }
-    // An end record is followed by a comment of at most 64 KiB.
-    let tail_start = length.saturating_sub((LOCATOR_BYTES + END_BYTES + 0xffff) as u64);
-    let mut tail = Vec::with_capacity((length - tail_start) as usize);
-    reader.seek(SeekFrom::Start(tail_start)).map_err(io)?;
-    reader.by_ref().take(length - tail_start).read_to_end(&mut tail).map_err(io)?;
-    let mut found = false;
-    for at in (0..tail.len().saturating_sub(END_BYTES - 1)).rev().filter(|at| tail[*at..].starts_with(END)) {
-        found = true;
-        let record = &tail[at..at + END_BYTES];
-        let overflows = record[10..12] == [0xff; 2] || record[12..16] == [0xff; 4] || record[16..20] == [0xff; 4];
-        if overflows && at >= LOCATOR_BYTES && tail[at - LOCATOR_BYTES..].starts_with(LOCATOR) {
-            let message = "the zip is in the zip64 format, for over 65,534 entries or 4 GiB; a snapshot may not have as much";
-            return Err(Error::new(ErrorKind::TooLarge, message));
-        }
-    }
-    if found {
-        return Ok(());
-    }
-    let mut start = [0; 4];
-    reader.seek(SeekFrom::Start(0)).map_err(io)?;
-    let begins_like_one = reader.read_exact(&mut start).is_ok() && start == *b"PK\x03\x04";
-    Err(Error::invalid(if begins_like_one {
-        "the zip is truncated: it begins like one but its end, with the directory of its entries, is missing; send it again"
-    } else {
-        "this is not a zip archive; send the project folder packed as a .zip"
-    }))
 }
 
 /// Refuses entries that share bytes with each other or with the central directory: how small zips become big bombs.

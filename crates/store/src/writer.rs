@@ -300,3 +300,6 @@ fn copy(error: &Error) -> Error {
 fn closed() -> Error {
     Error::new(ErrorKind::Unavailable, "the store is closed: the server is stopping")
 }
+
+#[cfg(test)]
+mod tests;

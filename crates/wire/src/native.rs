@@ -278,7 +278,7 @@ pub struct FreshToken {
     pub expires_on: i64,
 }
 
-/// Everything that the agent gets at launch, as `attempt.json` (mode 0600) in its folder; engines only carry it.
+/// Everything that the agent gets at launch, as `order.json` (mode 0600) in its folder; engines only carry it.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct AttemptOrder {
     /// Version of this document and of the agent's API.

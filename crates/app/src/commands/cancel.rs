@@ -23,7 +23,8 @@ pub async fn run(args: CancelArgs, client: &Client, printer: &Printer) -> Result
     let run = &args.run;
     let path = client.azure("history/v1.0", &format!("/runs/{run}/cancel"));
     let before: Value = client.send(client.request(Method::POST, &path).await?).await?.json().await?;
-    let status = if args.wait { follow::until_ended(client, run).await?.status } else { before["status"].as_str().unwrap_or_default().to_owned() };
+    let status =
+        if args.wait { follow::until_ended(client, run).await?.status } else { before["status"].as_str().unwrap_or_default().to_owned() };
     printer.data(&json!({ "runId": run, "status": status }), |_| format!("{run}: {status}"))?;
     Ok(ExitCode::SUCCESS)
 }

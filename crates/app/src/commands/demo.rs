@@ -1,7 +1,11 @@
 //! `trainyard demo`: the main job in one command. A real server on a free port, the founding example's project and definition, submitted over
 //! the real API with a real token, followed to its end.
 
-use std::{io::Write as _, path::{Path, PathBuf}, process::ExitCode};
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context as _, Result};
 use reqwest::{
@@ -60,7 +64,11 @@ pub async fn run(args: DemoArgs, data_dir: Option<PathBuf>, printer: &Printer) -
 async fn submit_and_follow(client: &Client, printer: &Printer) -> Result<Standing> {
     client.token().await?;
     printer.note("token       ok");
-    let experiment: Value = client.send(client.request(Method::POST, &client.azure("history/v1.0", &format!("/experiments/{EXPERIMENT}"))).await?).await?.json().await?;
+    let experiment: Value = client
+        .send(client.request(Method::POST, &client.azure("history/v1.0", &format!("/experiments/{EXPERIMENT}"))).await?)
+        .await?
+        .json()
+        .await?;
     printer.note(&format!("experiment  {EXPERIMENT} ({})", follow::text(&experiment, "experimentId")));
     let run = submit(client).await?;
     printer.note(&format!("run         {run}"));

@@ -7,12 +7,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use crate::{
-    client::Client,
-    client_file::Search,
-    printer::Printer,
-    settings,
-};
+use crate::{client::Client, client_file::Search, printer::Printer, settings};
 
 /// Arguments of `doctor`.
 #[derive(clap::Args)]
@@ -72,11 +67,19 @@ async fn version(program: &str, arguments: &[&str]) -> Option<String> {
 
 async fn python() -> Finding {
     let Some(found) = version("python3", &["--version"]).await else {
-        return finding("python", Verdict::Failure, "python3 is not on PATH; runs need it. Install Python 3.9 or newer with its venv module");
+        return finding(
+            "python",
+            Verdict::Failure,
+            "python3 is not on PATH; runs need it. Install Python 3.9 or newer with its venv module",
+        );
     };
     match version("python3", &["-c", "import venv, ensurepip; print('ok')"]).await {
         Some(_) => finding("python", Verdict::Ok, format!("{found} with venv")),
-        None => finding("python", Verdict::Warning, format!("{found} has no venv module: uv must be on PATH, or install the venv module (python3-venv)")),
+        None => finding(
+            "python",
+            Verdict::Warning,
+            format!("{found} has no venv module: uv must be on PATH, or install the venv module (python3-venv)"),
+        ),
     }
 }
 

@@ -45,9 +45,8 @@ pub async fn run(args: DownloadArgs, client: &Client, printer: &Printer) -> Resu
         bar.inc(1);
     }
     bar.finish_and_clear();
-    printer.data(&fetched, |fetched| {
-        table(["FILE", "BYTES"], fetched.iter().map(|file| [text(file, "file"), file["bytes"].to_string()]))
-    })?;
+    printer
+        .data(&fetched, |fetched| table(["FILE", "BYTES"], fetched.iter().map(|file| [text(file, "file"), file["bytes"].to_string()])))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -60,7 +59,10 @@ async fn list(client: &Client, args: &DownloadArgs) -> Result<Vec<(String, Strin
         let page: Value = client.get(&path).await?;
         files.extend(page["value"].as_array().into_iter().flatten().map(|file| (text(file, "path"), text(file, "contentUri"))));
         match page["continuationToken"].as_str() {
-            Some(token) => path = format!("{base}?continuationToken={}", percent_encoding::utf8_percent_encode(token, percent_encoding::NON_ALPHANUMERIC)),
+            Some(token) => {
+                path =
+                    format!("{base}?continuationToken={}", percent_encoding::utf8_percent_encode(token, percent_encoding::NON_ALPHANUMERIC))
+            }
             None => return Ok(files),
         }
     }
@@ -69,7 +71,11 @@ async fn list(client: &Client, args: &DownloadArgs) -> Result<Vec<(String, Strin
 /// The path as one below a folder: the server names the files, but this machine decides where they go.
 fn relative(path: &str) -> Result<&Path> {
     let path = Path::new(path);
-    if path.components().all(|part| matches!(part, Component::Normal(_))) { Ok(path) } else { bail!("the server named a file `{}`, which leads out of the folder", path.display()) }
+    if path.components().all(|part| matches!(part, Component::Normal(_))) {
+        Ok(path)
+    } else {
+        bail!("the server named a file `{}`, which leads out of the folder", path.display())
+    }
 }
 
 /// Writes the file beside its place and renames it when it is whole.

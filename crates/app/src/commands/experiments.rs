@@ -56,7 +56,9 @@ pub async fn run(args: ExperimentsArgs, client: &Client, printer: &Printer) -> R
     match args.action.unwrap_or(Action::List { all: false }) {
         Action::List { all } => {
             let experiments = list(client, if all { "All" } else { "ActiveOnly" }).await?;
-            printer.data(&experiments, |experiments| table(["EXPERIMENT", "ID", "CREATED (UTC)", "LATEST RUN"], experiments.iter().map(row)))?;
+            printer.data(&experiments, |experiments| {
+                table(["EXPERIMENT", "ID", "CREATED (UTC)", "LATEST RUN"], experiments.iter().map(row))
+            })?;
         }
         Action::Create { name } => {
             let made: Value = client.send(client.request(Method::POST, &by_name(client, &name)).await?).await?.json().await?;
@@ -75,7 +77,12 @@ pub async fn run(args: ExperimentsArgs, client: &Client, printer: &Printer) -> R
 
 fn row(experiment: &Value) -> [String; 4] {
     let created = text(experiment, "createdUtc");
-    [text(experiment, "name"), text(experiment, "experimentId"), created.get(..19).unwrap_or(&created).to_owned(), text(experiment, "latestCreatedRunId")]
+    [
+        text(experiment, "name"),
+        text(experiment, "experimentId"),
+        created.get(..19).unwrap_or(&created).to_owned(),
+        text(experiment, "latestCreatedRunId"),
+    ]
 }
 
 async fn list(client: &Client, view: &str) -> Result<Vec<Value>> {

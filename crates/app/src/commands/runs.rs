@@ -50,7 +50,13 @@ pub async fn run(args: RunsArgs, client: &Client, printer: &Printer) -> Result<E
     printer.data(&runs, |runs| {
         let rows = runs.iter().map(|run| {
             let created = text(run, "createdUtc");
-            [text(run, "runId"), text(run, "status"), text(run, "target"), created.get(..19).unwrap_or(&created).to_owned(), text(run, "displayName")]
+            [
+                text(run, "runId"),
+                text(run, "status"),
+                text(run, "target"),
+                created.get(..19).unwrap_or(&created).to_owned(),
+                text(run, "displayName"),
+            ]
         });
         table(["RUN", "STATUS", "TARGET", "CREATED (UTC)", "NAME"], rows)
     })?;

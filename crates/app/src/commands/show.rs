@@ -73,11 +73,22 @@ impl Page {
         }
         for attempt in &self.attempts {
             let cause = attempt.cause.as_ref().map(|cause| text(cause, "kind")).unwrap_or_default();
-            fact("attempt", format!("{} {} {} {cause}", attempt.number, attempt.id, attempt.node.as_deref().unwrap_or_default()).trim_end().to_owned());
+            fact(
+                "attempt",
+                format!("{} {} {} {cause}", attempt.number, attempt.id, attempt.node.as_deref().unwrap_or_default()).trim_end().to_owned(),
+            );
         }
         if let Some(environment) = &self.environment {
             let locked = environment.lock["packages"].as_array();
-            fact("environment", format!("{} ({} packages, Python {})", &environment.hash[..12], locked.map_or(0, Vec::len), text(&environment.lock, "python")));
+            fact(
+                "environment",
+                format!(
+                    "{} ({} packages, Python {})",
+                    &environment.hash[..12],
+                    locked.map_or(0, Vec::len),
+                    text(&environment.lock, "python")
+                ),
+            );
             for package in locked.into_iter().flatten().filter(|_| packages) {
                 fact("", format!("{}=={}", text(package, "name"), text(package, "version")));
             }

@@ -7,7 +7,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use reqwest::{Body, Method, multipart::{Form, Part}};
+use reqwest::{
+    Body, Method,
+    multipart::{Form, Part},
+};
 use serde_json::{Map, Value, json};
 use tokio_util::io::ReaderStream;
 
@@ -228,7 +231,9 @@ mod tests {
 
     #[test]
     fn flags_alone_make_a_whole_definition() {
-        let made = definition(&args(&["p", "--script", "t.py", "--python", "3.11", "--pip", "six", "--env", "A=b=c", "--", "--epochs", "3"])).unwrap();
+        let made =
+            definition(&args(&["p", "--script", "t.py", "--python", "3.11", "--pip", "six", "--env", "A=b=c", "--", "--epochs", "3"]))
+                .unwrap();
         let configuration = &made["Configuration"];
         assert_eq!(configuration["Script"], "t.py");
         assert_eq!(configuration["Arguments"], json!(["--epochs", "3"]));

@@ -3,66 +3,10 @@
 //! The hash covers the canonical form of the specification and what surrounds the build ([`HashContext`]); the order and
 //! notation of requirements, comments, the name of the environment and credentials do not enter.
 
-use std::{fmt, str::FromStr};
-
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{EnvironmentSpec, PipList, PythonEnvironment, VersionSpec, requirement::hide_userinfo};
-use crate::{Error, Result};
-
-/// 32 hexadecimal digits: the first half of a SHA-256. Short because it is the name of a folder whose path ends up in
-/// the first line of installed scripts, which kernels cut.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct EnvironmentHash(String);
-
-impl EnvironmentHash {
-    /// The digits.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    fn of(parts: &[(&str, &str)]) -> Self {
-        let mut hasher = Sha256::new();
-        for (name, value) in parts {
-            // Lengths keep neighbours apart: no value can pass for two.
-            hasher.update(format!("{name}:{}:{value}\n", value.len()));
-        }
-        Self(hex::encode(&hasher.finalize()[..16]))
-    }
-}
-
-impl fmt::Display for EnvironmentHash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl FromStr for EnvironmentHash {
-    type Err = Error;
-    fn from_str(text: &str) -> Result<Self> {
-        let valid = text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        if valid {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(Error::invalid("not the hash of an environment: 32 lower-case hexadecimal digits are expected"))
-        }
-    }
-}
-
-impl TryFrom<String> for EnvironmentHash {
-    type Error = Error;
-    fn try_from(text: String) -> Result<Self> {
-        text.parse()
-    }
-}
-
-impl From<EnvironmentHash> for String {
-    fn from(hash: EnvironmentHash) -> Self {
-        hash.0
-    }
-}
+use crate::{Result, ids::EnvironmentHash};
 
 /// What decides the outcome of a build besides the specification.
 #[derive(Clone, Copy, Debug)]
@@ -77,11 +21,21 @@ pub struct HashContext<'a> {
     pub builder: &'a str,
 }
 
+/// The hash of named parts.
+fn hash_of(parts: &[(&str, &str)]) -> Result<EnvironmentHash> {
+    let mut hasher = Sha256::new();
+    for (name, value) in parts {
+        // Lengths keep neighbours apart: no value can pass for two.
+        hasher.update(format!("{name}:{}:{value}\n", value.len()));
+    }
+    EnvironmentHash::new(hex::encode(&hasher.finalize()[..16]))
+}
+
 impl EnvironmentSpec {
     /// The identity of this environment. [`crate::ErrorKind::Invalid`] if the specification can not be read.
     pub fn canonical_hash(&self, context: &HashContext<'_>) -> Result<EnvironmentHash> {
         match self {
-            Self::UserManaged { interpreter_path } => Ok(EnvironmentHash::of(&[("user-managed", interpreter_path)])),
+            Self::UserManaged { interpreter_path } => hash_of(&[("user-managed", interpreter_path)]),
             Self::Python(environment) => environment.canonical_hash(context),
         }
     }
@@ -113,7 +67,7 @@ impl PythonEnvironment {
         parts.extend(indexes.iter().map(|index| ("index", index.as_str())));
         parts.extend(options.iter().map(|option| ("option", option.as_str())));
         parts.extend(list.requirements.iter().map(|requirement| ("requirement", requirement.as_str())));
-        Ok(EnvironmentHash::of(&parts))
+        hash_of(&parts)
     }
 }
 

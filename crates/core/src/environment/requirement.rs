@@ -196,7 +196,7 @@ fn options(text: &str) -> Result<Vec<PipOption>> {
             Ok(value.to_owned())
         };
         match name {
-            "-i" | "--index-url" | "--pypi-url" => found.push(PipOption::IndexUrl(index(value()?)?)),
+            "-i" | "--index-url" => found.push(PipOption::IndexUrl(index(value()?)?)),
             "--extra-index-url" => found.push(PipOption::ExtraIndexUrl(index(value()?)?)),
             "-f" | "--find-links" => found.push(PipOption::FindLinks(links(value()?)?)),
             "--no-index" => found.push(PipOption::NoIndex),

@@ -165,7 +165,8 @@ fn the_usual_life_of_a_run() {
 fn a_cancel_that_comes_too_late_does_not_turn_success_into_a_cancel() {
     let attempt = attempt(1);
     let mut run = in_state(Ownership::Managed, RunState::Running, Desired::Run);
-    for event in [RunEvent::CancelRequested { by: "me".into() }, RunEvent::Ended { attempt, cause: Cause::Completed }, RunEvent::Finalized] {
+    for event in [RunEvent::CancelRequested { by: "me".into() }, RunEvent::Ended { attempt, cause: Cause::Completed }, RunEvent::Finalized]
+    {
         run = apply(&run, &transition(&run, &event).unwrap());
     }
     assert_eq!(run.state, RunState::Completed);

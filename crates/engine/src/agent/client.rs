@@ -14,11 +14,13 @@ use std::{
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Body, RequestBuilder, Response, StatusCode};
 use serde::de::DeserializeOwned;
+use tokio::sync::watch;
 use tokio_util::io::ReaderStream;
-use trainyard_core::{Error, Result};
+use trainyard_core::Result;
 use trainyard_wire::native::{AttemptOrder, ErrorBody, FreshToken, Instruction, LogLength, Report, Seal};
 
 use super::{
+    connection::Connection,
     control::{Control, Demand},
     folder::AttemptFolder,
 };
@@ -36,9 +38,6 @@ const LONG_POLL_SECONDS: u64 = 20;
 
 /// For answers to small requests.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// An upload without a byte of progress for this long is begun again.
-const STALL_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Bytes of a file that are read at a time for an upload.
 const UPLOAD_CHUNK_BYTES: usize = 128 << 10;
@@ -101,23 +100,17 @@ pub(super) struct Client {
     folder: AttemptFolder,
     control: Arc<Control>,
     connection: Mutex<Arc<Connection>>,
-}
-
-struct Connection {
-    http: reqwest::Client,
-    endpoint: String,
-    ca_pem: String,
-    /// `{endpoint}/api/v1/attempts/{attempt}`.
-    base: String,
-    token: String,
-    token_expires_on: i64,
+    /// Until the first answer one call goes at a time: the others find its HTTP/2 connection instead of making one each.
+    first: tokio::sync::Mutex<()>,
+    answered: watch::Sender<bool>,
 }
 
 impl Client {
     /// A client for the server and the attempt of `order`, which it reads again from `folder` when the server can't be reached.
     pub(super) fn new(order: &AttemptOrder, folder: AttemptFolder, control: Arc<Control>) -> Result<Self> {
         let connection = Arc::new(Connection::new(order, None)?);
-        Ok(Self { folder, control, connection: Mutex::new(connection) })
+        let (first, answered) = (tokio::sync::Mutex::new(()), watch::Sender::new(false));
+        Ok(Self { folder, control, connection: Mutex::new(connection), first, answered })
     }
 
     /// The token for the user's code, and when it ends, in seconds since the epoch.
@@ -130,6 +123,12 @@ impl Client {
     pub(super) async fn report(&self, report: &Report) -> Result<Instruction, Refusal> {
         let answer = self.call(|connection| Ok(connection.post("report").json(report).timeout(ANSWER_TIMEOUT))).await;
         self.or_unknown(answer)?.json()
+    }
+
+    /// Resolves once the server has answered anything.
+    pub(super) async fn answered(&self) {
+        // The sender lives in `self`, so the channel can't close while somebody waits.
+        let _ = self.answered.subscribe().wait_for(|answered| *answered).await;
     }
 
     /// Waits for something to do; [`trainyard_wire::native::Command::Continue`] when there was nothing for a while.
@@ -272,18 +271,21 @@ impl Client {
             if self.control.now() == Demand::Abandon {
                 return Err(Refusal::Abandoned);
             }
+            let turn = if *self.answered.borrow() { None } else { Some(self.first.lock().await) };
             let connection = self.connection();
             let request = build(&connection)?.bearer_auth(&connection.token);
             let sent = tokio::select! {
                 () = self.control.abandoned() => return Err(Refusal::Abandoned),
                 sent = request.send() => sent,
             };
+            drop(turn);
             match sent {
                 Ok(response) => match judge(response.status()) {
                     Verdict::Answer => {
                         if pause.is_some() {
                             tracing::info!("the server answers again");
                         }
+                        self.answered.send_replace(true);
                         return Ok(response);
                     }
                     Verdict::Later => log_first(pause, || format!("the server answered {}", response.status())),
@@ -309,65 +311,6 @@ impl Client {
             self.read_order_again();
         }
     }
-}
-
-impl Connection {
-    /// Connections that are open are kept when neither address nor CA changed.
-    fn new(order: &AttemptOrder, present: Option<&Self>) -> Result<Self> {
-        let http = match present {
-            Some(present) if present.endpoint == order.endpoint && present.ca_pem == order.ca_pem => present.http.clone(),
-            _ => http_client(&order.ca_pem)?,
-        };
-        Ok(Self {
-            http,
-            endpoint: order.endpoint.clone(),
-            ca_pem: order.ca_pem.clone(),
-            base: format!("{}/api/v1/attempts/{}", order.endpoint, order.attempt),
-            token: order.token.clone(),
-            token_expires_on: order.token_expires_on,
-        })
-    }
-
-    fn with_token(&self, token: String, token_expires_on: i64) -> Self {
-        Self {
-            http: self.http.clone(),
-            endpoint: self.endpoint.clone(),
-            ca_pem: self.ca_pem.clone(),
-            base: self.base.clone(),
-            token,
-            token_expires_on,
-        }
-    }
-
-    fn get(&self, path: &str) -> RequestBuilder {
-        self.http.get(format!("{}/{path}", self.base))
-    }
-
-    fn post(&self, path: &str) -> RequestBuilder {
-        self.http.post(format!("{}/{path}", self.base))
-    }
-
-    fn put(&self, path: &str) -> RequestBuilder {
-        self.http.put(format!("{}/{path}", self.base))
-    }
-}
-
-/// Trusts the server's CA and nothing else, which is also what makes it quick to build: the system's roots are not read.
-fn http_client(ca_pem: &str) -> Result<reqwest::Client> {
-    let roots = reqwest::Certificate::from_pem_bundle(ca_pem.as_bytes())
-        .map_err(|error| Error::invalid("the CA certificate in the order cannot be read").with_source(error))?;
-    reqwest::Client::builder()
-        .tls_certs_only(roots)
-        // The way to the server is not the way to the world.
-        .no_proxy()
-        .connect_timeout(Duration::from_secs(5))
-        .tcp_keepalive(Duration::from_secs(15))
-        // A server that is gone without a word is noticed also where no single call has a timeout.
-        .tcp_user_timeout(STALL_TIMEOUT)
-        .http2_keep_alive_interval(Duration::from_secs(20))
-        .http2_keep_alive_timeout(STALL_TIMEOUT)
-        .build()
-        .map_err(|error| Error::invalid("no client can be made from the order").with_source(error))
 }
 
 /// What a status means for a call.

@@ -21,7 +21,7 @@ const STOP_FILE_INTERVAL: Duration = Duration::from_millis(500);
 const POLL_PAUSE: Duration = Duration::from_secs(2);
 
 /// What is wanted, in rising order.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Demand {
     /// Go on.
     Continue,
@@ -101,8 +101,9 @@ impl Control {
     }
 }
 
-/// Keeps one question open at the server, for ever.
+/// Keeps one question open at the server, from its first answer to something else on (which says what is wanted, too), for ever.
 pub(super) async fn listen_to_server(client: Arc<Client>, control: Arc<Control>) {
+    client.answered().await;
     loop {
         let asked = Instant::now();
         match client.instruction().await {

@@ -39,12 +39,12 @@ pub(super) async fn prepare(attempt: &Attempt) -> Result<Ready, Cause> {
             .expect("writing the bundle does not panic, and nobody ends the task")
             .map_err(|error| Cause::StartFailed { message: error.message().to_owned() })
     };
-    // Nothing may run before the server has said that this attempt is still wanted.
-    let wanted = async {
+    let working_directory = async {
+        // Nothing may run before the server has said that this attempt is still wanted.
         attempt.reporter.deliver(Report::Preparing { node: node_name() }).await;
-        Ok(())
+        working_directory(attempt).await
     };
-    let ((), (), ca_bundle, prepared) = tokio::try_join!(wanted, working_directory(attempt), bundle, environment(attempt))?;
+    let ((), ca_bundle, prepared) = tokio::try_join!(working_directory, bundle, environment(attempt))?;
     let prefix = prepared.bin_dir.as_deref().and_then(Path::parent).map(Path::to_owned);
     Ok(Ready { interpreter: prepared.interpreter, prefix, ca_bundle })
 }

@@ -23,8 +23,7 @@ use trainyard_core::run::Cause;
 
 use super::{folder::MainProcess, tree::start_ticks};
 
-/// What is started, and with what.
-#[derive(Debug)]
+/// What is started, and with what. Not to be shown: its environment holds the run's token.
 pub(super) struct Launch {
     /// A path, or a name that is searched on the `PATH` of `variables`.
     pub(super) program: OsString,

@@ -115,6 +115,10 @@ pub(super) async fn ended(attempt: &Attempt, cause: Cause) -> Outcome {
     tracing::info!(cause = cause.label(), "the code is over");
     // The record is the truth about the run: nothing goes on without it, however long the disk is full.
     while let Err(error) = attempt.folder.write_exit_record(&record) {
+        if !attempt.folder.path().exists() {
+            tracing::error!("the folder of the attempt was removed; nothing can be kept in it");
+            break;
+        }
         tracing::error!(%error, "the exit record cannot be written; trying again");
         tokio::time::sleep(WRITE_PAUSE).await;
     }

@@ -16,8 +16,7 @@ use trainyard_core::ids::AttemptId;
 
 use super::{folder::MainProcess, process::Reaper};
 
-/// The variable by which the processes of an attempt are known. The executor gives it to the agent, too, so that what an agent
-/// started before it died is found.
+/// The variable by which the processes of an attempt are known.
 pub(super) const ATTEMPT_VARIABLE: &str = "TRAINYARD_ATTEMPT_ID";
 
 /// How long KILL is repeated before giving up on processes that the kernel does not let die (waiting for a dead disk, say).

@@ -2,7 +2,10 @@
 
 use serde::Deserialize;
 use tokio::process::Command;
-use trainyard_core::environment::{EnvironmentHash, PipList, PythonVersion, requirement::normalised_name};
+use trainyard_core::{
+    environment::{PipList, PythonVersion, requirement::normalised_name},
+    ids::EnvironmentHash,
+};
 
 use super::{
     cache::{BuilderLock, Cache, Lock, LockedPackage},

@@ -22,7 +22,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use trainyard_core::environment::EnvironmentHash;
+use trainyard_core::ids::EnvironmentHash;
 
 use super::{command::Console, host::is_executable, prepare::PrepareError};
 

@@ -1,6 +1,6 @@
 //! Python environments on the node: finding interpreters, building with uv, caching by canonical hash.
 //!
-//! Used by the agent, beside the user's code. [`prepare`] is the one way in. What an environment *is* (its canonical form
+//! Used by the agent, beside the user's code. [`prepare()`] is the one way in. What an environment *is* (its canonical form
 //! and hash) is decided in `trainyard_core::environment`; this part makes it exist. Invariant: a folder with a `.complete`
 //! marker was built to its end by one builder, and nothing else is ever handed to a run.
 

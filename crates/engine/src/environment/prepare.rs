@@ -7,7 +7,10 @@ use std::{io, path::PathBuf};
 
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
-use trainyard_core::environment::{EnvironmentHash, EnvironmentSpec, HashContext, PipList, PythonEnvironment, VersionSpec};
+use trainyard_core::{
+    environment::{EnvironmentSpec, HashContext, PipList, PythonEnvironment, VersionSpec},
+    ids::EnvironmentHash,
+};
 
 use super::{
     build::Build,
@@ -32,7 +35,7 @@ pub struct Prepared {
     pub hash: Option<EnvironmentHash>,
     /// What is installed; `None` if the user manages it.
     pub lock: Option<Lock>,
-    /// Sentences for the run's warnings.
+    /// Sentences for the run's warnings; they are not in the build log yet.
     pub warnings: Vec<String>,
     /// Whether it was there before; `true` also where nothing is ever built.
     pub cached: bool,
@@ -213,9 +216,6 @@ impl<'a> Request<'a> {
         let count = self.list.requirements.len();
         console.line(&format!("building environment {hash}: Python {} ({})", interpreter.version, interpreter.path.display()));
         console.line(&format!("{count} requirement{}: {}", if count == 1 { "" } else { "s" }, self.list.requirements.join(", ")));
-        if let Some(warning) = &chosen.warning {
-            console.line(&format!("warning: {warning}"));
-        }
         let uv = uv::locate(self.host, self.settings, console).await?;
         let build =
             Build { host: self.host, cache: &self.cache, hash, interpreter, list: &self.list, index: &self.index, uv: &uv, lock: &held };
@@ -229,9 +229,6 @@ impl<'a> Request<'a> {
             Origin::Built => console.line(&format!("environment {hash} is ready: Python {python}, {packages} packages")),
             Origin::Cache => {
                 console.line(&format!("environment {hash} is ready, it was built before: Python {python}, {packages} packages"));
-                for warning in &warnings {
-                    console.line(&format!("warning: {warning}"));
-                }
             }
         }
         Prepared {

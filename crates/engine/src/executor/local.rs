@@ -23,8 +23,27 @@ use crate::agent::folder::AttemptFolder;
 /// Variables of the server that its agents keep: what a process needs to find programs and its home. Everything else, above all
 /// secrets, stays with the server.
 const KEPT_VARIABLES: [&str; 21] = [
-    "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "XDG_CACHE_HOME", "XDG_DATA_HOME", "LD_LIBRARY_PATH",
-    "PIP_INDEX_URL", "PIP_CERT", "PIP_CONFIG_FILE", "UV_INDEX_URL", "UV_DEFAULT_INDEX", "SSL_CERT_DIR", "HTTPS_PROXY", "NO_PROXY",
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "LANG",
+    "LC_ALL",
+    "LC_CTYPE",
+    "TZ",
+    "TMPDIR",
+    "XDG_CACHE_HOME",
+    "XDG_DATA_HOME",
+    "LD_LIBRARY_PATH",
+    "PIP_INDEX_URL",
+    "PIP_CERT",
+    "PIP_CONFIG_FILE",
+    "UV_INDEX_URL",
+    "UV_DEFAULT_INDEX",
+    "SSL_CERT_DIR",
+    "HTTPS_PROXY",
+    "NO_PROXY",
 ];
 
 /// Runs agents on this machine.
@@ -117,7 +136,9 @@ impl LocalExecutor {
         }
         crate::agent::end_leftovers(attempt);
         match fs::remove_dir_all(folder.path()) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io_error("the folder of the attempt cannot be removed", folder.path(), error)),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(io_error("the folder of the attempt cannot be removed", folder.path(), error))
+            }
             _ => Ok(()),
         }
     }

@@ -14,12 +14,7 @@ use trainyard_core::{
 use trainyard_store::{queue::LiveRun, runs::RunWarning, transitions::Applied};
 
 use super::Passes;
-use crate::{
-    clock::now_us,
-    engine::Target,
-    executor::Observation,
-    hub::RunKey,
-};
+use crate::{clock::now_us, engine::Target, executor::Observation, hub::RunKey};
 
 /// How often an agent is started for one attempt before it is given up. Agents end early only when something kills them.
 const MAX_STARTS: u32 = 8;
@@ -47,7 +42,9 @@ fn decide(live: &LiveRun, observation: &Observation) -> Step {
         (Observation::Unknown, Desired::Cancel) => Step::GiveUp(Cause::Cancelled { by: live.cancelled_by.clone() }),
         (Observation::Unknown, Desired::Run) if matches!(live.state, RunState::Starting | RunState::Preparing) => Step::Start,
         // It got further than that, and now nothing of it exists: its folder was removed, or the machine's disk was.
-        (Observation::Unknown, Desired::Run) => Step::GiveUp(Cause::AgentLost { message: "nothing is left of the attempt on its machine".into() }),
+        (Observation::Unknown, Desired::Run) => {
+            Step::GiveUp(Cause::AgentLost { message: "nothing is left of the attempt on its machine".into() })
+        }
         (Observation::NoAgent { starts }, _) if *starts >= MAX_STARTS => {
             Step::GiveUp(Cause::AgentLost { message: format!("it was started {starts} times and ended early each time") })
         }

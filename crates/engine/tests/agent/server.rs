@@ -45,6 +45,8 @@ pub(crate) struct Known {
     pub(crate) refuse_snapshot: Option<StatusCode>,
     /// The token that is accepted.
     pub(crate) token: String,
+    /// The token that the next question for one is answered with; only that one is accepted then.
+    pub(crate) next_token: Option<String>,
     /// Calls that were let in.
     pub(crate) calls: u64,
 }
@@ -104,7 +106,7 @@ impl Known {
         self.logs.get(path).map(|log| String::from_utf8_lossy(&log.bytes).into_owned()).unwrap_or_default()
     }
 
-    /// The phases reported, without heartbeats.
+    /// The phases reported, without heartbeats and repetitions.
     pub(crate) fn phases(&self) -> Vec<&'static str> {
         let name = |report: &Report| match report {
             Report::Preparing { .. } => Some("preparing"),
@@ -114,7 +116,10 @@ impl Known {
             Report::Collected { .. } => Some("collected"),
             Report::Alive | Report::Warning { .. } => None,
         };
-        self.reports.iter().filter_map(name).collect()
+        let mut phases: Vec<_> = self.reports.iter().filter_map(name).collect();
+        // A report whose answer was lost is repeated, which is harmless.
+        phases.dedup();
+        phases
     }
 
     /// What ended the attempt, as JSON.
@@ -228,7 +233,11 @@ async fn snapshot(State(world): Shared) -> Response {
 }
 
 async fn token(State(world): Shared) -> Json<FreshToken> {
-    Json(FreshToken { token: world.known().token.clone(), expires_on: 4_000_000_000 })
+    let mut known = world.known();
+    if let Some(next) = known.next_token.take() {
+        known.token = next;
+    }
+    Json(FreshToken { token: known.token.clone(), expires_on: 4_000_000_000 })
 }
 
 async fn append(

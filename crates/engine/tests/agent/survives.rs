@@ -212,3 +212,17 @@ async fn a_server_that_lost_some_of_a_log_or_has_other_bytes_ends_with_the_log_a
         assert_eq!(known.warnings(), Vec::<String>::new());
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_replaced_before_it_ends() {
+    let mut stage = Stage::new("until [ -e $OUTSIDE/go ]; do sleep 0.02; done; echo bye").await;
+    stage.order.token_expires_on = jiff::Timestamp::now().as_second() + 7;
+    stage.world.set(|known| known.next_token = Some("token-2".into()));
+    let mut agent = stage.agent();
+    let world = std::sync::Arc::clone(&stage.world);
+    until("the new token", || world.known().token == "token-2").await;
+    stage.make_outside("go");
+    assert!(agent.ended().await.success());
+    assert_eq!(stage.world.known().text(DRIVER_LOG), "bye\n");
+    assert!(!stage.agent_log().contains("token-"), "{}", stage.agent_log());
+}

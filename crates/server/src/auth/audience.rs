@@ -54,7 +54,13 @@ mod tests {
     #[test]
     fn the_resources_of_azure_and_the_own_url_are_accepted_and_nothing_else() {
         let own = ["https://localhost:8443/"];
-        for fine in ["https://management.azure.com/", "https://management.azure.com", "https://MANAGEMENT.core.windows.net//", "https://ml.azure.com", "https://localhost:8443"] {
+        for fine in [
+            "https://management.azure.com/",
+            "https://management.azure.com",
+            "https://MANAGEMENT.core.windows.net//",
+            "https://ml.azure.com",
+            "https://localhost:8443",
+        ] {
             assert!(accepted(fine, &own), "{fine}");
         }
         for foreign in ["https://graph.microsoft.com", "https://localhost", "https://management.azure.com.evil.example", "", RUN] {

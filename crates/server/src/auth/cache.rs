@@ -1,7 +1,8 @@
 //! Tokens that were verified before.
 //!
-//! Checking a signature costs a tenth of a millisecond of a core, and a client sends the same token thousands of times. Only the hash of a token
-//! is kept, and only while the token holds; whether its application or run still stands is asked every time, elsewhere.
+//! Checking a signature costs a tenth of a millisecond of a core, and a client sends the same token thousands of times.
+//! Only the hash of a token is kept, and only while the token holds; whether its application or run still stands is asked
+//! every time, elsewhere.
 
 use std::{
     collections::HashMap,

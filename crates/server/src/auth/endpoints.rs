@@ -1,6 +1,7 @@
 //! The addresses of the identity platform that clients need to get a token (azureml-wire A.1, A.2).
 //!
-//! URLs in answers are built on the host that the client used, so that a client that believes to talk to `login.microsoftonline.com` stays there.
+//! URLs in answers are built on the host that the client used, so that a client that believes to talk to
+//! `login.microsoftonline.com` stays there.
 
 use axum::{
     Json,
@@ -110,7 +111,8 @@ async fn grant(state: &AppState, authority: &Authority<'_>, form: &TokenForm) ->
     Ok(authority.version.answer(access_token, expires_on, resource))
 }
 
-/// The resource, or the scope that names it. Each endpoint accepts the other's field, as some clients send it to the address that they know.
+/// The resource, or the scope that names it. Each endpoint accepts the other's field, as some clients send it to the
+/// address that they know.
 fn wanted(version: Version, form: &TokenForm) -> Result<(Option<&str>, &str), Refusal> {
     let (resource, scope) = (form.get("resource"), form.get("scope"));
     match (version, resource, scope) {

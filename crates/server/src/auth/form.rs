@@ -52,7 +52,9 @@ impl TokenForm {
 
     /// The client's secret: of the form, else of HTTP Basic.
     pub(crate) fn client_secret(&self) -> Result<&str, Refusal> {
-        self.get("client_secret").or(self.basic.as_ref().map(|(_, secret)| secret.as_str())).ok_or_else(|| Refusal::missing("client_secret"))
+        self.get("client_secret")
+            .or(self.basic.as_ref().map(|(_, secret)| secret.as_str()))
+            .ok_or_else(|| Refusal::missing("client_secret"))
     }
 
     /// Whether the client used HTTP Basic: then a refusal of its secret names that scheme.

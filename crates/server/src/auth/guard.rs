@@ -1,8 +1,8 @@
 //! The door: who the bearer of a token is now.
 //!
-//! The signature says who the token was made for; this asks the store whether that still stands. An application must exist, with the secret that
-//! the token was got with. A run must not be over for longer than [`GRACE`]; the token of an attempt that was given up still opens, so that its
-//! agent can hear that it was given up, but writes nothing.
+//! The signature says who the token was made for; this asks the store whether that still stands. An application must exist,
+//! with the secret that the token was got with. A run must not be over for longer than [`GRACE`]; the token of an attempt
+//! that was given up still opens, so that its agent can hear that it was given up, but writes nothing.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use super::{
 use crate::{clock, context::base_url, failure::Rejection, state::AppState};
 
 /// How long after its end a run's token still opens: for what the agent repeats because it never heard the answer.
-pub const GRACE: Duration = Duration::from_secs(15 * 60);
+pub(crate) const GRACE: Duration = Duration::from_secs(15 * 60);
 
 /// Whether the bearer of a run's token may still write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

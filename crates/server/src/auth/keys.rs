@@ -38,7 +38,8 @@ impl SigningKey {
     pub(crate) fn open(dir: &Path) -> Result<Self> {
         let folder = dir.join("keys");
         let path = folder.join("token.pem");
-        let failed = |what: &str, error: std::io::Error| Error::new(ErrorKind::Internal, format!("cannot {what} `{}`: {error}", path.display()));
+        let failed =
+            |what: &str, error: std::io::Error| Error::new(ErrorKind::Internal, format!("cannot {what} `{}`: {error}", path.display()));
         fs::create_dir_all(&folder).map_err(|error| failed("make the folder of", error))?;
         // Two servers that start for the first time at once would otherwise each keep a key of their own.
         let lock = fs::OpenOptions::new().write(true).create(true).truncate(false).open(folder.join(".lock"));
@@ -48,7 +49,10 @@ impl SigningKey {
         }
         let pem = fs::read_to_string(&path).map_err(|error| failed("read", error))?;
         Self::from_pem(&pem).map_err(|error| {
-            let problem = format!("`{}` does not hold a P-256 private key (PKCS #8 PEM); move it away and the server makes a new one", path.display());
+            let problem = format!(
+                "`{}` does not hold a P-256 private key (PKCS #8 PEM); move it away and the server makes a new one",
+                path.display()
+            );
             Error::new(ErrorKind::Internal, problem).with_source(error)
         })
     }

@@ -1,5 +1,5 @@
-//! The error body of the token and discovery endpoints (azureml-wire A.1): an OAuth word, an AADSTS code, and marks by which a request is found in
-//! the log. Never a secret, not even a wrong one.
+//! The error body of the token and discovery endpoints (azureml-wire A.1): an OAuth word, an AADSTS code, and marks by
+//! which a request is found in the log. Never a secret, not even a wrong one.
 
 use axum::{
     Json,
@@ -25,7 +25,8 @@ pub(crate) struct Marks {
 impl Marks {
     pub(crate) fn of(parts: &Parts) -> Self {
         let trace_id = RequestId::of(parts);
-        let named = parts.headers.get("client-request-id").and_then(|value| value.to_str().ok()).and_then(|text| Uuid::parse_str(text.trim()).ok());
+        let named =
+            parts.headers.get("client-request-id").and_then(|value| value.to_str().ok()).and_then(|text| Uuid::parse_str(text.trim()).ok());
         let correlation_id = named.map_or_else(|| Uuid::new_v4().to_string(), |id| id.to_string());
         Self { trace_id, correlation_id }
     }
@@ -90,7 +91,8 @@ impl Refusal {
     }
 
     pub(crate) fn bad_scope(scope: &str) -> Self {
-        let message = format!("The provided value for the input parameter 'scope' is not valid: '{}'. Expected one RESOURCE/.default.", shown(scope));
+        let message =
+            format!("The provided value for the input parameter 'scope' is not valid: '{}'. Expected one RESOURCE/.default.", shown(scope));
         Self::bad("invalid_scope", 70_011, message)
     }
 
@@ -155,14 +157,18 @@ pub(crate) fn envelope(error: &Error, status: StatusCode, marks: &Marks, base_ur
 /// What a code means and what to do, for the address in `error_uri`.
 pub(crate) fn explanation(code: u32) -> Option<&'static str> {
     Some(match code {
-        900_144 => "a form field of the token request is missing: send grant_type, client_id, client_secret and resource (v1) or scope (v2)",
+        900_144 => {
+            "a form field of the token request is missing: send grant_type, client_id, client_secret and resource (v1) or scope (v2)"
+        }
         90_100 => "a form field of the token request is given more than once",
         9_002_313 => "the request is malformed: send a POST with an application/x-www-form-urlencoded body",
         70_003 => "this server supports the grant type client_credentials only",
         90_002 => "the tenant in the address is not this server's: use tenant_id of client.json, or `common`",
         700_016 => "there is no application with this client_id: see `trainyard app list`",
         7_000_215 => "the client secret is wrong, or was rotated: see `trainyard app rotate`",
-        500_011 => "tokens are given for https://management.azure.com/, https://management.core.windows.net/, https://ml.azure.com and this server's own URL",
+        500_011 => {
+            "tokens are given for https://management.azure.com/, https://management.core.windows.net/, https://ml.azure.com and this server's own URL"
+        }
         70_011 => "the scope of a client credentials request is one resource followed by /.default",
         50_049 => "the authority that the client asked about is neither this server nor one that it stands in for",
         900_561 => "this address answers another method",

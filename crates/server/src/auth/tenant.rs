@@ -31,7 +31,8 @@ mod tests {
     #[test]
     fn the_own_guid_the_aliases_and_any_domain_mean_the_one_tenant() {
         let own = TenantId(Uuid::from_u128(7));
-        for fine in ["00000000-0000-0000-0000-000000000007", "common", "Organizations", "adfs", "me.onmicrosoft.com", "my-company.example"] {
+        for fine in ["00000000-0000-0000-0000-000000000007", "common", "Organizations", "adfs", "me.onmicrosoft.com", "my-company.example"]
+        {
             assert!(is_own(fine, own), "{fine}");
         }
         for foreign in ["00000000-0000-0000-0000-000000000008", "acme", "", "a..b", ".com", "a b.com", "a.b/c"] {

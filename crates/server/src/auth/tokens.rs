@@ -254,11 +254,19 @@ mod tests {
     }
 
     fn app() -> App {
-        App { id: AppId(Uuid::from_u128(2)), name: "a".into(), secret_sha256: secrets::hash("s"), grants: vec![], created_us: 0, generated: false }
+        App {
+            id: AppId(Uuid::from_u128(2)),
+            name: "a".into(),
+            secret_sha256: secrets::hash("s"),
+            grants: vec![],
+            created_us: 0,
+            generated: false,
+        }
     }
 
     fn app_token(tokens: &Tokens) -> String {
-        let request = AppTokenRequest { audience: "https://management.azure.com/", issuer: "https://h/t/".into(), version: "1.0", now_us: NOW_US };
+        let request =
+            AppTokenRequest { audience: "https://management.azure.com/", issuer: "https://h/t/".into(), version: "1.0", now_us: NOW_US };
         tokens.mint_app(&app(), &request).unwrap().0
     }
 
@@ -323,7 +331,9 @@ mod tests {
         assert!(tokens.verify(&format!("{none}.{claims}."), NOW_US).is_err());
         let public = serde_json::to_string(&tokens.key_set()).unwrap();
         let claims: Claims = serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(claims).unwrap()).unwrap();
-        let forged = jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &jsonwebtoken::EncodingKey::from_secret(public.as_bytes())).unwrap();
+        let forged =
+            jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &jsonwebtoken::EncodingKey::from_secret(public.as_bytes()))
+                .unwrap();
         assert!(tokens.verify(&forged, NOW_US).is_err());
     }
 

@@ -1,5 +1,5 @@
-//! The part of resource management that clients call before they do anything (azureml-wire B.1, B.2): subscriptions and workspaces, read only.
-//! Workspaces are made by the native API.
+//! The part of resource management that clients call before they do anything (azureml-wire B.1, B.2): subscriptions and
+//! workspaces, read only. Workspaces are made by the native API.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -67,7 +67,11 @@ pub(crate) async fn list_subscriptions(State(state): State<AppState>, caller: Ca
 }
 
 /// `GET /subscriptions/{sub}`
-pub(crate) async fn get_subscription(State(state): State<AppState>, caller: Caller, Path(id): Path<String>) -> Result<Json<Subscription>, ArmError> {
+pub(crate) async fn get_subscription(
+    State(state): State<AppState>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<Json<Subscription>, ArmError> {
     let visible = visible_workspaces(&state, &caller).await?;
     let found = visible.iter().find(|workspace| workspace.path.subscription_id.eq_ignore_ascii_case(&id));
     let found = found.ok_or_else(|| Error::not_found(format!("subscription `{id}` was not found")))?;

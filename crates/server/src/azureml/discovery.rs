@@ -1,4 +1,5 @@
-//! Where the services are: the cloud metadata document (azureml-wire A.5) and the discovery document (B.3). Public, and the same for everyone.
+//! Where the services are: the cloud metadata document (azureml-wire A.5) and the discovery document (B.3). Public, and the
+//! same for everyone.
 //!
 //! A client that came under one of Azure's own host names (`trainyard exec` answers for them) is told Azure's names, so that it stays under
 //! them; everyone else is told the host that they used.

@@ -11,7 +11,7 @@ use axum::{
     body::Body,
     extract::{Path, Request, State},
 };
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use trainyard_core::{
     Error, ErrorKind, Result,
     access::Action,
@@ -29,7 +29,10 @@ use trainyard_wire::azureml::execution::{RunIdAnswer, SubmissionEnvelope};
 use uuid::Uuid;
 
 use super::{
-    convert::definition::{Converted, to_definition},
+    convert::{
+        definition::{Converted, to_definition},
+        runs::managed_extra,
+    },
     error::AzureError,
 };
 use crate::{
@@ -86,6 +89,9 @@ fn experiment_name(path: &BTreeMap<String, String>) -> Result<ExperimentName> {
     ExperimentName::new(path.get("experiment").map(String::as_str).unwrap_or_default()).map_err(|error| error.with_target("experimentName"))
 }
 
+/// What Windows editors put before UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// A submission that was found good.
 struct Accepted {
     envelope: SubmissionEnvelope,
@@ -95,8 +101,14 @@ struct Accepted {
 impl Accepted {
     fn parse(state: &AppState, submission: &Submission) -> Result<Self> {
         let about = |error: Error| if error.target().is_some() { error } else { error.with_target("runDefinitionFile") };
-        let document: Value = serde_json::from_slice(&submission.definition).map_err(|error| {
-            about(Error::invalid(format!("definition.json is not JSON: line {}, column {}: {}", error.line(), error.column(), reason(&error))))
+        let text = submission.definition.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&submission.definition);
+        let document: Value = serde_json::from_slice(text).map_err(|error| {
+            about(Error::invalid(format!(
+                "definition.json is not JSON: line {}, column {}: {}",
+                error.line(),
+                error.column(),
+                reason(&error)
+            )))
         })?;
         let envelope = SubmissionEnvelope::read(document)
             .map_err(|error| Error::invalid(error.to_string()).with_target(error.path.clone()))
@@ -105,6 +117,9 @@ impl Accepted {
         let mut converted = to_definition(&envelope.configuration, &targets).map_err(about)?;
         if let Entry::Script { path } = &mut converted.definition.entry {
             *path = submission.plan.find_script(path).map_err(|error| error.with_target("Configuration.Script"))?.to_owned();
+        }
+        if envelope.snapshot_id.is_some() {
+            converted.warnings.push("SnapshotId is not used: the code is the zip that came with the definition".to_owned());
         }
         Ok(Self { envelope, converted })
     }
@@ -118,12 +133,18 @@ fn reason(error: &serde_json::Error) -> String {
 
 type Asked = (ExperimentName, Option<RunId>);
 
-async fn accept(state: &AppState, context: &Context, (experiment, asked_id): Asked, (accepted, submission): (Accepted, Submission)) -> Result<RunId> {
+async fn accept(
+    state: &AppState,
+    context: &Context,
+    (experiment, asked_id): Asked,
+    (accepted, submission): (Accepted, Submission),
+) -> Result<RunId> {
     if let Some(id) = &asked_id
         && let Some(existing) = state.store.run(context.workspace.id, id).await?
     {
         return same_request(existing, &submission);
     }
+    let parent = parent(state, context, accepted.envelope.parent_run_id.as_deref()).await?;
     let experiment = get_or_create(state, context, experiment).await?;
     let id = match asked_id {
         Some(id) => id,
@@ -131,9 +152,14 @@ async fn accept(state: &AppState, context: &Context, (experiment, asked_id): Ask
     };
     let Submission { archive, digest, .. } = submission;
     let stored = state.store.blobs().commit(archive).await?;
-    let snapshot = NewSnapshot { id: Uuid::now_v7(), digest: stored.digest, size_bytes: i64::try_from(stored.size).map_err(Error::internal)? };
+    let snapshot =
+        NewSnapshot { id: Uuid::now_v7(), digest: stored.digest, size_bytes: i64::try_from(stored.size).map_err(Error::internal)? };
     let target = accepted.converted.definition.target.clone();
     let mut record = record(context, &experiment, id.clone(), accepted);
+    if let Some(parent) = parent {
+        record.root = parent.root;
+        record.parent = Some(parent.id);
+    }
     record.request_digest = Some(digest.clone());
     record.snapshot = Some(snapshot.id);
     let first_event = TimelineEntry::run("Queued", json!({ "Target": target, "SnapshotId": snapshot.id }));
@@ -145,6 +171,15 @@ async fn accept(state: &AppState, context: &Context, (experiment, asked_id): Ask
         Created::Existing(existing) if existing.request_digest.as_ref() == Some(&digest) => Ok(id),
         Created::Existing(_) => Err(taken(&id)),
     }
+}
+
+/// The run that the definition names as the parent; one that is not there is an error, not a run without parent.
+async fn parent(state: &AppState, context: &Context, id: Option<&str>) -> Result<Option<RunRecord>> {
+    let Some(id) = id else { return Ok(None) };
+    let about = |error: Error| error.with_target("ParentRunId");
+    let id = RunId::new(id).map_err(about)?;
+    let found = state.store.run(context.workspace.id, &id).await?;
+    found.map(Some).ok_or_else(|| about(Error::invalid(format!("the parent run `{id}` was not found"))))
 }
 
 /// The same id again: the same request is answered as the first time was, another one is refused.
@@ -177,9 +212,11 @@ fn record(context: &Context, experiment: &Experiment, id: RunId, accepted: Accep
     let warnings = warnings.into_iter().map(|message| RunWarning { source: "submission".into(), message }).collect();
     let mut properties: BTreeMap<String, Option<String>> = envelope.properties;
     // azureml-wire F.5. `ContentSnapshotId` is left to the client: the SDK writes its own right after submitting, and a property is immutable once written.
-    for (key, value) in
-        [("_azureml.ComputeTargetType", "local"), ("ProcessInfoFile", "azureml-logs/process_info.json"), ("ProcessStatusFile", "azureml-logs/process_status.json")]
-    {
+    for (key, value) in [
+        ("_azureml.ComputeTargetType", "local"),
+        ("ProcessInfoFile", "azureml-logs/process_info.json"),
+        ("ProcessStatusFile", "azureml-logs/process_status.json"),
+    ] {
         properties.entry(key.to_owned()).or_insert_with(|| Some(value.to_owned()));
     }
     RunRecord {
@@ -188,7 +225,7 @@ fn record(context: &Context, experiment: &Experiment, id: RunId, accepted: Accep
         number: 0,
         experiment: experiment.id,
         experiment_name: experiment.name.clone(),
-        parent: envelope.parent_run_id.clone().and_then(|parent| RunId::new(parent).ok()),
+        parent: None,
         root: id.clone(),
         id,
         ownership: Ownership::Managed,
@@ -212,7 +249,7 @@ fn record(context: &Context, experiment: &Experiment, id: RunId, accepted: Accep
         created_by: super::upsert::created_by(context),
         properties,
         tags: envelope.tags,
-        extra: Map::new(),
+        extra: managed_extra(),
         warnings,
         error: None,
         snapshot: None,

@@ -1,4 +1,5 @@
-//! `GET R/token`: a run asks for a fresh token before its own ends (azureml-wire A.6). Nobody else gets one: it would act in the run's name.
+//! `GET R/token`: a run asks for a fresh token before its own ends (azureml-wire A.6). Nobody else gets one: it would act
+//! in the run's name.
 
 use std::collections::BTreeMap;
 
@@ -24,7 +25,9 @@ pub(crate) async fn refresh(
 ) -> Result<Json<RunToken>, AzureError> {
     let asked = RunId::new(path.get("run").map(String::as_str).unwrap_or_default())?;
     let Principal::Run { run, attempt, .. } = &context.principal else {
-        return Err(Error::new(ErrorKind::Forbidden, "only the run itself gets a token in its name; use the token of your application").into());
+        return Err(
+            Error::new(ErrorKind::Forbidden, "only the run itself gets a token in its name; use the token of your application").into()
+        );
     };
     context.allow(Action::WriteRun(&asked))?;
     let (token, expires_on) = state.tokens.mint_run(context.workspace.id, run, *attempt, context.now_us)?;

@@ -52,6 +52,14 @@ pub(crate) async fn cancel(
     Ok(Json(present::run(&state, &context, run).await?))
 }
 
+/// `GET R/metricsingest/wait`: the SDK asks whether everything that it logged has arrived, before it ends or cancels a run. Here a request
+/// that was answered is stored, so there is never anything to wait for.
+pub(crate) async fn metrics_ingested(State(state): State<AppState>, context: Context, path: RunPath) -> Result<(), AzureError> {
+    context.allow(Action::Read)?;
+    path.find(&state, &context).await?;
+    Ok(())
+}
+
 /// `POST rundata` with `{"runId", "selectRunMetadata", "selectRunDefinition", "selectJobSpecification"}`: the parts asked for.
 pub(crate) async fn data(
     State(state): State<AppState>,

@@ -53,7 +53,8 @@ pub(crate) async fn no_route(method: Method, uri: Uri) -> Response {
 
 /// The answer for an address that is in the list with another method; the router adds `Allow`.
 pub(crate) async fn no_method(method: Method, uri: Uri) -> Response {
-    let mut response = Failure::response(Error::invalid(format!("{} does not answer {method}; the header Allow has what it answers", uri.path())), None);
+    let mut response =
+        Failure::response(Error::invalid(format!("{} does not answer {method}; the header Allow has what it answers", uri.path())), None);
     *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
     response
 }
@@ -126,7 +127,9 @@ fn log(failure: &Failure, status: StatusCode) {
     let chain = failure.error.chain();
     match failure.error.kind() {
         ErrorKind::Internal => tracing::error!(status = status.as_u16(), error = chain, "a request failed on this server's side"),
-        ErrorKind::Unavailable | ErrorKind::StorageFull => tracing::warn!(status = status.as_u16(), error = chain, "a request could not be served now"),
+        ErrorKind::Unavailable | ErrorKind::StorageFull => {
+            tracing::warn!(status = status.as_u16(), error = chain, "a request could not be served now");
+        }
         ErrorKind::NotFound
         | ErrorKind::AlreadyExists
         | ErrorKind::Invalid

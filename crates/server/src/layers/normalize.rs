@@ -1,9 +1,10 @@
 //! Brings the path of a request to the form in which the routes are written.
 //!
-//! Clients write the literal parts of a path in any case (Azure Resource Manager compares without case), double slashes, and a slash at
-//! the end. The router does none of that, so this goes in front of it: the path is matched segment by segment against a tree of
-//! the routes, literals are replaced by their own spelling, and parameters stay as they came. Slashes at the end are dropped unless they are
-//! part of a `{*rest}` (artifact prefixes end in one, azureml-wire C.9). A path that fits no route is left to the router's 404.
+//! Clients write the literal parts of a path in any case (Azure Resource Manager compares without case), double slashes,
+//! and a slash at the end. The router does none of that, so this goes in front of it: the path is matched segment by
+//! segment against a tree of the routes, literals are replaced by their own spelling, and parameters stay as they came.
+//! Slashes at the end are dropped unless they are part of a `{*rest}` (artifact prefixes end in one, azureml-wire C.9). A
+//! path that fits no route is left to the router's 404.
 
 use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 

@@ -11,7 +11,7 @@ use axum::{
     response::Response,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, header, request::Parts};
-use tracing::Instrument;
+use tracing::{Instrument, field::Empty};
 use uuid::Uuid;
 
 use crate::state::AppState;
@@ -41,7 +41,7 @@ pub(crate) async fn observe(State(state): State<AppState>, mut request: Request,
     let echoed = echoed(request.headers());
     request.extensions_mut().insert(RequestId(id));
 
-    let span = tracing::info_span!("request", request_id = %id, %method, route, status = tracing::field::Empty, latency_ms = tracing::field::Empty);
+    let span = tracing::info_span!("request", request_id = %id, %method, route, status = Empty, latency_ms = Empty);
     let mut response = next.run(request).instrument(span.clone()).await;
 
     let elapsed = started.elapsed();

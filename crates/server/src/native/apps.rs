@@ -1,7 +1,7 @@
 //! `/api/v1/apps`: applications, their rights and their secrets.
 //!
-//! An Owner of the server administers all of them; an Owner of workspaces those whose grants all lie in workspaces that he owns. To everyone
-//! else, and for everything else, they do not exist.
+//! An Owner of the server administers all of them; an Owner of workspaces those whose grants all lie in workspaces that he
+//! owns. To everyone else, and for everything else, they do not exist.
 
 use axum::{
     Json,
@@ -31,7 +31,11 @@ pub(crate) async fn list(State(state): State<AppState>, caller: Caller) -> Resul
 }
 
 /// A new one, with its secret: the only time that it is shown.
-pub(crate) async fn create(State(state): State<AppState>, caller: Caller, JsonBody(asked): JsonBody<NewApp>) -> Result<Json<AppSecret>, NativeError> {
+pub(crate) async fn create(
+    State(state): State<AppState>,
+    caller: Caller,
+    JsonBody(asked): JsonBody<NewApp>,
+) -> Result<Json<AppSecret>, NativeError> {
     let grants = grants::read(&state, &caller, &asked.grants).await?;
     for grant in &grants {
         // Says which role is missing where; `administers` below only knows yes and no.
@@ -76,7 +80,9 @@ pub(crate) async fn rotate(State(state): State<AppState>, caller: Caller, Path(i
 fn administers(caller: &Caller, grants: &[Grant]) -> bool {
     let owns = |grant: &Grant| may(&caller.principal, Action::Administer, grant.workspace) == Decision::Allowed;
     match &caller.principal {
-        Principal::App { .. } => grants.iter().all(owns) && (!grants.is_empty() || may(&caller.principal, Action::Administer, None) == Decision::Allowed),
+        Principal::App { .. } => {
+            grants.iter().all(owns) && (!grants.is_empty() || may(&caller.principal, Action::Administer, None) == Decision::Allowed)
+        }
         Principal::Run { .. } => false,
     }
 }

@@ -49,12 +49,15 @@ impl FromRequestParts<AppState> for AgentContext {
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, NativeError> {
         let caller = Caller::from_request_parts(parts, state).await.map_err(|rejection| NativeError(rejection.0))?;
-        let Path(path) = Path::<BTreeMap<String, String>>::from_request_parts(parts, state).await.map_err(|rejection| Error::invalid(rejection.body_text()))?;
+        let Path(path) = Path::<BTreeMap<String, String>>::from_request_parts(parts, state)
+            .await
+            .map_err(|rejection| Error::invalid(rejection.body_text()))?;
         let attempt: AttemptId = path.get("attempt").map(String::as_str).unwrap_or_default().parse()?;
         let Principal::Run { workspace, run, .. } = &caller.principal else {
             return Err(Error::new(ErrorKind::Forbidden, "this route takes the token of the attempt's own agent").into());
         };
-        let workspace = state.store.workspace(*workspace).await?.ok_or_else(|| Error::not_found("the workspace of the attempt was not found"))?;
+        let workspace =
+            state.store.workspace(*workspace).await?.ok_or_else(|| Error::not_found("the workspace of the attempt was not found"))?;
         caller.allow_in(Action::ReportAttempt(attempt), Some(&workspace))?;
         Ok(Self { workspace: workspace.id, run: run.clone(), attempt, path })
     }
@@ -85,7 +88,11 @@ impl AgentContext {
     }
 
     fn file(&self) -> Result<&str> {
-        self.path.get("path").map(String::as_str).filter(|path| !path.is_empty()).ok_or_else(|| Error::invalid("the path of the file is missing"))
+        self.path
+            .get("path")
+            .map(String::as_str)
+            .filter(|path| !path.is_empty())
+            .ok_or_else(|| Error::invalid("the path of the file is missing"))
     }
 
     fn artifact(&self, path: &str, now_us: i64) -> Artifact {
@@ -147,7 +154,8 @@ async fn take(state: &AppState, agent: &AgentContext, report: Report) -> Result<
         Report::Alive => Ok(()),
         Report::Warning { message } => warn(state, agent, "agent", vec![message]).await,
         Report::Ended { cause } => {
-            let cause: Cause = serde_json::from_value(cause).map_err(|error| Error::invalid(format!("the cause cannot be read: {error}")))?;
+            let cause: Cause =
+                serde_json::from_value(cause).map_err(|error| Error::invalid(format!("the cause cannot be read: {error}")))?;
             apply(state, agent, RunEvent::Ended { attempt, cause }).await
         }
         Report::Collected { warnings } => {
@@ -187,7 +195,11 @@ async fn warn(state: &AppState, agent: &AgentContext, source: &str, messages: Ve
 
 /// `GET /api/v1/attempts/{attempt}/instruction?wait={seconds}`: answers at once when the agent is to stop, else when that changes or the
 /// time is up.
-pub(crate) async fn instruction(State(state): State<AppState>, agent: AgentContext, query: Query) -> Result<Json<Instruction>, NativeError> {
+pub(crate) async fn instruction(
+    State(state): State<AppState>,
+    agent: AgentContext,
+    query: Query,
+) -> Result<Json<Instruction>, NativeError> {
     let wait = query.get("wait").and_then(|text| text.parse().ok()).map_or(Duration::ZERO, Duration::from_secs).min(MAX_WAIT);
     let deadline = tokio::time::Instant::now() + wait;
     let mut changes = state.engine.subscribe(&agent.key());
@@ -212,10 +224,18 @@ pub(crate) async fn token(State(state): State<AppState>, agent: AgentContext) ->
 }
 
 /// `PUT /api/v1/attempts/{attempt}/logs/{path}?offset=&truncate=`: appends to a live log.
-pub(crate) async fn append_log(State(state): State<AppState>, agent: AgentContext, query: Query, body: Bytes) -> Result<Response, NativeError> {
+pub(crate) async fn append_log(
+    State(state): State<AppState>,
+    agent: AgentContext,
+    query: Query,
+    body: Bytes,
+) -> Result<Response, NativeError> {
     agent.live_run(&state).await?;
     let path = agent.file()?;
-    let offset: u64 = query.get("offset").and_then(|text| text.parse().ok()).ok_or_else(|| Error::invalid("`offset` must be a number of bytes").with_target("offset"))?;
+    let offset: u64 = query
+        .get("offset")
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(|| Error::invalid("`offset` must be a number of bytes").with_target("offset"))?;
     let key = agent.live_key(path);
     let container = format!("dcid.{}", agent.run);
     if let Some(Artifact { digest: Some(_), size_bytes, .. }) = state.store.artifact(agent.workspace, &container, path).await? {
@@ -268,7 +288,11 @@ pub(crate) async fn seal_log(State(state): State<AppState>, agent: AgentContext,
 }
 
 /// `PUT /api/v1/attempts/{attempt}/outputs/{path}`: stores a whole file; the newest one of a path wins.
-pub(crate) async fn put_output(State(state): State<AppState>, agent: AgentContext, request: Request<Body>) -> Result<StatusCode, NativeError> {
+pub(crate) async fn put_output(
+    State(state): State<AppState>,
+    agent: AgentContext,
+    request: Request<Body>,
+) -> Result<StatusCode, NativeError> {
     agent.live_run(&state).await?;
     let path = agent.file()?;
     let declared = request.headers().get("x-trainyard-sha256").and_then(|value| value.to_str().ok()).map(Digest::new).transpose()?;
@@ -282,7 +306,11 @@ pub(crate) async fn put_output(State(state): State<AppState>, agent: AgentContex
         return Err(Error::invalid("the file does not have the SHA-256 that the agent declared; it changed while it was read").into());
     }
     let stored = state.store.blobs().commit(staged).await?;
-    let artifact = Artifact { size_bytes: i64::try_from(stored.size).map_err(Error::internal)?, digest: Some(stored.digest), ..agent.artifact(path, now_us()) };
+    let artifact = Artifact {
+        size_bytes: i64::try_from(stored.size).map_err(Error::internal)?,
+        digest: Some(stored.digest),
+        ..agent.artifact(path, now_us())
+    };
     state.store.upsert_artifact(&artifact).await?;
     Ok(StatusCode::NO_CONTENT)
 }

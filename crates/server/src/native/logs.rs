@@ -11,7 +11,11 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
-use trainyard_core::{Error, ErrorKind, Result, access::Action, ids::{Digest, RunId}};
+use trainyard_core::{
+    Error, ErrorKind, Result,
+    access::Action,
+    ids::{Digest, RunId},
+};
 use trainyard_engine::{RunKey, Subscription};
 use trainyard_store::{artifacts::Artifact, live_files::LiveKey};
 

@@ -1,11 +1,11 @@
 //! This server's own API, under `/api/v1`, and the addresses for operators.
 
 pub(crate) mod apps;
+pub(crate) mod attempts;
 pub(crate) mod error;
 pub(crate) mod grants;
 pub(crate) mod health;
-pub(crate) mod whoami;
-pub(crate) mod workspaces;
-pub(crate) mod attempts;
 pub(crate) mod logs;
 pub(crate) mod runs;
+pub(crate) mod whoami;
+pub(crate) mod workspaces;

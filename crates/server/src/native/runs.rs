@@ -69,7 +69,8 @@ pub(crate) async fn events(
         None => 0,
     };
     let rows = state.store.events(context.workspace.id, &run, after, EVENTS_PER_ANSWER).await?;
-    let events = rows.into_iter().map(|row| Event { seq: row.seq, timestamp: crate::clock::rfc3339(row.at_us), name: row.name, data: row.data });
+    let events =
+        rows.into_iter().map(|row| Event { seq: row.seq, timestamp: crate::clock::rfc3339(row.at_us), name: row.name, data: row.data });
     Ok(Json(events.collect()))
 }
 

@@ -69,9 +69,10 @@ async fn a_start_that_ended_before_the_file_was_written_is_made_good() {
             text => fs::write(dir.path().join("client.json"), text).unwrap(),
         }
         let again = start(dir.path(), &store, "https://localhost:8443").await.unwrap();
-        assert_eq!(again.client_id, first.client_id);
         assert!(holds(&store, &again).await && on_disk(dir.path()) == again);
-        assert!(!holds(&store, &first).await);
+        assert!(!holds(&store, &first).await, "the lost credentials do not open the server any more");
+        assert_eq!(store.list_apps().await.unwrap().len(), 1);
+        assert!(has_only_generated_credentials(&store).await.unwrap());
     }
 }
 

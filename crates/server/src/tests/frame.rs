@@ -1,12 +1,13 @@
 //! What holds for every address: who gets in, what errors look like, what every answer carries.
 
-use axum::body::Body;
+use axum::{Router, body::Body, middleware::from_fn_with_state, routing::get};
 use http::{Method, Request, StatusCode, header};
 use serde_json::{Value, json};
+use tower::ServiceExt;
 use trainyard_core::access::Role;
 
 use super::support::{TENANT, TestServer};
-use crate::{Access, route_list};
+use crate::{Access, layers::envelope, route_list};
 
 /// Everything that is reachable without a token. A new line here needs a reason.
 const PUBLIC: [&str; 14] = [
@@ -96,6 +97,26 @@ async fn each_part_of_the_service_has_errors_in_its_own_envelope() {
     let login = server.get("/common/oauth2/authorize", "").await;
     assert_eq!(login.status, StatusCode::NOT_FOUND);
     assert_eq!(login.json()["error"], "invalid_request");
+}
+
+#[tokio::test]
+async fn a_panic_is_a_500_that_tells_nothing_and_the_service_goes_on() {
+    let server = TestServer::start().await;
+    let boom = || async {
+        panic!("inner words");
+        #[expect(unreachable_code, reason = "gives the handler its type")]
+        ""
+    };
+    let render = from_fn_with_state(server.state.clone(), envelope::render);
+    let router: Router = Router::new().route("/history/v1.0/boom", get(boom)).route("/fine", get(|| async { "fine" })).layer(render);
+    let send = |path: &'static str| router.clone().oneshot(Request::get(path).body(Body::empty()).unwrap());
+    let answer = send("/history/v1.0/boom").await.unwrap();
+    assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    let bytes = http_body_util::BodyExt::collect(answer.into_body()).await.unwrap().to_bytes();
+    let body: Value = serde_json::from_slice(&bytes).unwrap();
+    assert_eq!(body["error"]["code"], "ServiceError");
+    assert!(!body.to_string().contains("inner words"), "{body}");
+    assert_eq!(send("/fine").await.unwrap().status(), StatusCode::OK);
 }
 
 #[tokio::test]

@@ -119,6 +119,7 @@ async fn an_interactive_run_of_the_sdk_goes_from_not_started_to_completed() {
     assert_eq!(history.run("r1").await["status"], "Running");
     history.event("r1", "Heartbeat", json!({"TimeToLiveSeconds": 120})).await.ok();
     history.event("r1", "Warning", json!({"Source": "sdk", "Message": "slow"})).await.ok();
+    history.get("/runs/r1/metricsingest/wait").await.ok();
     history.event("r1", "Completed", json!({})).await.ok();
     history.event("r1", "Completed", json!({})).await.ok();
     let run = history.run("r1").await;
@@ -335,6 +336,16 @@ async fn queries_filter_order_and_page() {
     history.call(Method::POST, "/experiments/absent/runs:query", json!({})).await.refused(StatusCode::NOT_FOUND);
     let counts = history.get("/experiments/e/runcounts").await.ok();
     assert_eq!((&counts["running"], &counts["notStarted"], &counts["failed"]), (&json!(1), &json!(2), &json!(0)));
+}
+
+#[tokio::test]
+async fn who_executes_a_run_can_be_asked_for() {
+    let history = History::start().await;
+    history.submit("managed").await;
+    history.patch("external", json!({"runTypeV2": {"orchestrator": "External", "traits": ["unspecified"]}})).await.ok();
+    let query = async |filter: &str| history.call(Method::POST, "/runs:query", json!({"filter": filter})).await.ok();
+    assert_eq!(ids(&query("(RunTypeV2/Orchestrator eq Execution)").await), ["managed"]);
+    assert_eq!(ids(&query("(RunTypeV2/Traits/unspecified ne null)").await), ["external"]);
 }
 
 #[tokio::test]

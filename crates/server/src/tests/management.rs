@@ -31,7 +31,10 @@ async fn the_sdk_finds_subscription_workspace_discovery_and_targets() {
             assert_eq!(document[service], format!("https://{HOST}"), "{service}");
         }
     }
-    for path in ["/subscriptions/s/providers/microsoft.machinelearningservices/workspaces", "/subscriptions/s/resourceGroups/G/providers/Microsoft.MachineLearningServices/workspaces"] {
+    for path in [
+        "/subscriptions/s/providers/microsoft.machinelearningservices/workspaces",
+        "/subscriptions/s/resourceGroups/G/providers/Microsoft.MachineLearningServices/workspaces",
+    ] {
         assert_eq!(server.get(path, &token).await.json()["value"].as_array().unwrap().len(), 1, "{path}");
     }
 
@@ -57,7 +60,8 @@ async fn a_workspace_that_a_caller_may_not_see_is_like_one_that_does_not_exist()
     let refused = server.get(&hidden.path.arm_id(), &token).await;
     assert_eq!((absent.status, refused.status), (StatusCode::NOT_FOUND, StatusCode::NOT_FOUND));
     assert_eq!(absent.text.replace("absent", "?"), refused.text.replace("hidden", "?"));
-    let listed = server.get("/subscriptions/s/resourceGroups/g/providers/Microsoft.MachineLearningServices/workspaces", &token).await.json();
+    let listed =
+        server.get("/subscriptions/s/resourceGroups/g/providers/Microsoft.MachineLearningServices/workspaces", &token).await.json();
     assert_eq!(listed["value"].as_array().unwrap().len(), 1);
     let owner = server.owner().await;
     assert_eq!(server.get(&hidden.path.arm_id(), &owner).await.status, StatusCode::OK);

@@ -1,4 +1,5 @@
-//! A server for one test: a fresh data directory, SQLite, an engine that is stopped (nothing moves runs but the test), and short words for requests.
+//! A server for one test: a fresh data directory, SQLite, an engine that is stopped (nothing moves runs but the test), and
+//! short words for requests.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -62,7 +63,7 @@ impl Executor for Nowhere {
 
 /// A running server without a socket.
 pub(crate) struct TestServer {
-    pub(crate) dir: TempDir,
+    _dir: TempDir,
     pub(crate) state: AppState,
     pub(crate) router: Router,
     /// The workspace `s`/`g`/`lab`.
@@ -110,7 +111,7 @@ impl TestServer {
         let inner = Inner { store, engine, tokens, url_signer, settings, ca_pem: String::new(), metrics: Metrics::default() };
         let state = AppState::new(inner);
         let workspace = add_workspace(&state, "lab").await;
-        Self { dir, router: app(state.clone()), state, workspace }
+        Self { _dir: dir, router: app(state.clone()), state, workspace }
     }
 
     /// An application with these grants, and its secret.

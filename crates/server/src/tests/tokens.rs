@@ -42,7 +42,9 @@ async fn the_newer_endpoint_gives_a_token_with_numbers_for_each_scope_that_clien
     let (app, secret) = server.app(&[(None, Role::Owner)]).await;
     let own = format!("https://{HOST}/.default");
     for path in [V2, "/adfs/oauth2/token"] {
-        for scope in ["https://management.core.windows.net//.default", "https://ml.azure.com/.default", "https://localhost:8443/.default", &own] {
+        for scope in
+            ["https://management.core.windows.net//.default", "https://ml.azure.com/.default", "https://localhost:8443/.default", &own]
+        {
             let fields =
                 [("grant_type", "client_credentials"), ("client_id", &app.id.to_string()), ("client_secret", &secret), ("scope", scope)];
             let body = server.form(path, &fields).await.json();
@@ -70,7 +72,8 @@ async fn every_refusal_has_its_status_word_and_code_and_never_the_secret() {
     let without = |name: &str| -> Vec<(&str, &str)> { good.iter().filter(|(key, _)| *key != name).copied().collect() };
     let scoped = |scope: &'static str| -> Vec<(&str, &str)> { without("resource").into_iter().chain([("scope", scope)]).collect() };
     let other_tenant = "/22222222-2222-4222-8222-222222222222/oauth2/token";
-    let table: Vec<(&str, Vec<(&str, &str)>, u16, &str, u32)> = vec![
+    type Fields<'a> = Vec<(&'a str, &'a str)>;
+    let table: Vec<(&str, Fields<'_>, u16, &str, u32)> = vec![
         (V1, with("client_secret", "Wr0ngSecret"), 401, "invalid_client", 7_000_215),
         (V1, with("client_id", "33333333-3333-4333-8333-333333333333"), 400, "unauthorized_client", 700_016),
         (V1, with("client_id", "not-a-guid"), 400, "unauthorized_client", 700_016),
@@ -181,12 +184,14 @@ async fn discovery_of_another_tenant_is_refused() {
 async fn instance_discovery_knows_this_server_and_the_hosts_that_it_stands_in_for() {
     let server = TestServer::start().await;
     let ask = |authority: &str| format!("/common/discovery/instance?api-version=1.0&authorization_endpoint={authority}");
-    for authority in ["https://trainyard.test/me.onmicrosoft.com/oauth2/authorize", "https://login.microsoftonline.com/common/oauth2/v2.0/authorize"] {
+    for authority in
+        ["https://trainyard.test/me.onmicrosoft.com/oauth2/authorize", "https://login.microsoftonline.com/common/oauth2/v2.0/authorize"]
+    {
         let answer = server.get(&ask(authority), "").await;
         assert_eq!(answer.status, StatusCode::OK, "{authority}");
         assert!(answer.json()["tenant_discovery_endpoint"].as_str().unwrap().ends_with("/.well-known/openid-configuration"));
     }
-    for authority in ["https://evil.example/common/oauth2/authorize", "not a url", "https://trainyard.test/"] {
+    for authority in ["https://evil.example/common/oauth2/authorize", "not-a-url", "https://trainyard.test/"] {
         let answer = server.get(&ask(authority), "").await;
         assert_eq!((answer.status, answer.json()["error"].as_str().unwrap()), (StatusCode::BAD_REQUEST, "invalid_instance"), "{authority}");
     }
@@ -207,7 +212,8 @@ async fn a_rotated_secret_and_a_deleted_application_end_their_tokens_at_once() {
 
     let sign_in = async |secret: &str| {
         let id = app.id.to_string();
-        let fields = [("grant_type", "client_credentials"), ("client_id", &*id), ("client_secret", secret), ("resource", "https://ml.azure.com")];
+        let fields =
+            [("grant_type", "client_credentials"), ("client_id", &*id), ("client_secret", secret), ("resource", "https://ml.azure.com")];
         server.form(V1, &fields).await
     };
     assert_eq!(sign_in(&secret).await.json()["error_codes"][0], 7_000_215);

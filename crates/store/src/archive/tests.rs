@@ -147,6 +147,27 @@ fn a_usual_project_is_inspected_and_unpacks_to_what_was_packed() {
     assert_eq!(mode("hello.py") & !0o022, 0o644);
 }
 
+#[tokio::test]
+async fn a_staged_upload_is_inspected_wherever_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let blobs = crate::blobs::Blobs::open("file", folder.path()).unwrap();
+    let incompressible: Vec<u8> = (0..2_000_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 11) as u8).collect();
+    let small = Raw::stored("small", b"x");
+    for zip in
+        [zip_of(&[small.clone()]), zip_of(&[Raw::deflated("text", &lines().repeat(3))]), zip_of(&[Raw::stored("large", &incompressible)])]
+    {
+        let damaged = [&zip[..zip.len() - 30], &zip[zip.len() - 29..]].concat();
+        for (bytes, fine) in [(zip, true), (damaged, false)] {
+            let mut writer = blobs.stage(u64::MAX).await.unwrap();
+            writer.write(bytes.clone().into()).await.unwrap();
+            let staged = writer.finish().await.unwrap();
+            let answer = inspect_staged(&staged, ArchiveLimits::default()).await;
+            assert_eq!(answer.is_ok(), fine);
+            assert_eq!(answer.ok(), inspect_all(&bytes).ok());
+        }
+    }
+}
+
 #[test]
 fn what_is_not_a_zip_is_called_so() {
     for bytes in [&b"hello"[..], b"PK", b"\x1f\x8b tar.gz", &[0; 100_000]] {

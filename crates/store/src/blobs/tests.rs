@@ -279,3 +279,32 @@ async fn a_full_disk_refuses_uploads_and_leaves_nothing() {
     blobs.delete(&stored[0]).await.unwrap();
     blobs.put_bytes(Bytes::from(vec![9; 700_000])).await.expect("space was freed");
 }
+
+/// Wants a bucket: `TRAINYARD_TEST_BLOBS=s3://bucket/prefix` and the `AWS_` variables, for instance of an emulator on loopback.
+#[tokio::test]
+#[expect(clippy::print_stderr, reason = "a skipped test says so")]
+async fn a_bucket_keeps_what_it_is_given() {
+    let Ok(spec) = std::env::var("TRAINYARD_TEST_BLOBS") else {
+        eprintln!("skipped a_bucket_keeps_what_it_is_given: TRAINYARD_TEST_BLOBS names no bucket");
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let place = Place { blobs: Blobs::open(&spec, folder.path()).unwrap(), folder };
+    // Parts of 5 MiB: three, of which the last is short.
+    let large = large().repeat(4);
+    for content in [&b"hello"[..], b"", &large] {
+        let staged = place.stage(&content.chunks(700_000).collect::<Vec<_>>()).await;
+        let digest = staged.digest().clone();
+        place.blobs.delete(&digest).await.unwrap();
+        assert!(!place.blobs.exists(&digest).await.unwrap());
+        assert_eq!(place.blobs.read(&digest, None).await.unwrap_err().kind(), ErrorKind::NotFound);
+        place.blobs.commit(staged).await.unwrap();
+        place.blobs.put_bytes(Bytes::copy_from_slice(content)).await.unwrap();
+        assert_eq!(place.blobs.size(&digest).await.unwrap(), Some(content.len() as u64));
+        assert_eq!(place.content(&digest, None).await.unwrap(), content);
+        if !content.is_empty() {
+            assert_eq!(place.content(&digest, Some(1..4)).await.unwrap(), &content[1..4]);
+        }
+        assert_eq!(place.staged_files(), 0);
+    }
+}

@@ -69,6 +69,7 @@ impl Db {
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
+            .pragma("cache_size", "-8192")
             .pragma("wal_autocheckpoint", "4000")
             .pragma("journal_size_limit", "67108864");
         let write = SqlitePoolOptions::new()

@@ -54,7 +54,7 @@ pub(crate) async fn artifacts_are_listed_by_prefix_in_the_order_of_bytes(bench: 
 
 pub(crate) async fn an_environment_is_kept_as_first_stored(bench: &Bench) {
     let environment = |n: u8, lock: &str| EnvironmentRecord {
-        hash: EnvironmentHash::new(format!("{n:02x}").repeat(32)).expect("a hash"),
+        hash: EnvironmentHash::new(format!("{n:02x}").repeat(16)).expect("a hash"),
         spec: json!({ "python": "3.6.2" }),
         lock: json!(lock),
         created_us: NOW + i64::from(n),

@@ -65,7 +65,7 @@ pub(crate) async fn warnings_are_added_once(bench: &Bench) {
     bench.store.add_run_warnings(run.workspace, &run.id, &[first.clone(), second.clone()]).await.expect("added");
     let error = json!({ "error": { "code": "UserError", "message": "it broke" } });
     bench.store.set_run_error(run.workspace, &run.id, &error).await.expect("set");
-    let hash = EnvironmentHash::new("3d".repeat(32)).expect("a hash");
+    let hash = EnvironmentHash::new("3d".repeat(16)).expect("a hash");
     bench.store.set_run_environment(run.workspace, &run.id, &hash).await.expect("set");
     let run = bench.store.run(run.workspace, &run.id).await.expect("a read").expect("there");
     assert_eq!((run.warnings, run.error, run.environment), (vec![first, second], Some(error), Some(hash)));

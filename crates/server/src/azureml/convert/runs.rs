@@ -67,8 +67,11 @@ pub(crate) fn to_dto(run: RunRecord, seen: &Viewpoint<'_>, related: Related) -> 
     let cancel_uri = cancel_uri(&run, seen);
     let (compute, compute_request) = compute(&run, seen).unzip();
     let created_by = created_by(&run.created_by, seen.tenant);
-    let managed_type = (run.ownership == Ownership::Managed).then(script_run);
     let mut extra = Extra(run.extra);
+    let mut properties = run.properties;
+    if let Some(hash) = &run.environment {
+        properties.insert(ENVIRONMENT_PROPERTY.to_owned(), Some(hash.to_string()));
+    }
     RunDto {
         run_number: run.number,
         root_run_id: run.root.into(),
@@ -86,8 +89,8 @@ pub(crate) fn to_dto(run: RunRecord, seen: &Viewpoint<'_>, related: Related) -> 
         options: extra.take("options").unwrap_or_default(),
         hidden: run.hidden,
         run_type: run.run_type,
-        run_type_v2: extra.take("runTypeV2").or(managed_type),
-        properties: run.properties,
+        run_type_v2: extra.take("runTypeV2"),
+        properties,
         tags: run.tags,
         parameters: extra.take("parameters").unwrap_or_default(),
         script_name: run.script_name,
@@ -115,6 +118,9 @@ pub(crate) fn to_dto(run: RunRecord, seen: &Viewpoint<'_>, related: Related) -> 
         ..RunDto::new(identity, status)
     }
 }
+
+/// The property under which a run tells the canonical hash of its environment, once that is known.
+const ENVIRONMENT_PROPERTY: &str = "trainyard.environment";
 
 /// The details of a run: `document` is its normalised definition if this server executes it.
 pub(crate) fn to_details(run: RunDto, document: Option<Value>, log_files: BTreeMap<String, String>) -> RunDetailsDto {
@@ -145,9 +151,10 @@ fn compute(run: &RunRecord, seen: &Viewpoint<'_>) -> Option<(RunCompute, Compute
     Some((compute, ComputeRequest { node_count: 1, gpu_count: 0 }))
 }
 
-/// The kind of the runs that this server executes.
-fn script_run() -> RunTypeV2 {
-    RunTypeV2 { orchestrator: Some("Execution".into()), traits: vec!["scriptrun".into()], ..RunTypeV2::default() }
+/// What rows of runs that this server executes keep for clients: their kind, which filters ask for (`RunTypeV2/Orchestrator`).
+pub(crate) fn managed_extra() -> Map<String, Value> {
+    let kind = RunTypeV2 { orchestrator: Some("Execution".into()), traits: vec!["scriptrun".into()], ..RunTypeV2::default() };
+    Map::from_iter([("runTypeV2".to_owned(), json!(kind))])
 }
 
 fn created_by(stored: &Value, tenant: TenantId) -> Option<CreatedBy> {
@@ -354,6 +361,7 @@ pub(crate) mod tests {
         RunRecord {
             ownership: Ownership::Managed,
             state: RunState::Queued,
+            extra: managed_extra(),
             target: Some("cpu-cluster".into()),
             definition: Some(definition),
             document: Some(json!({"script": "hello.py"})),

@@ -1,0 +1,16 @@
+//! The integration tests, one binary: the real program, real processes, real clients.
+
+#![expect(unreachable_pub, reason = "one binary: what its modules share is pub")]
+#![expect(clippy::print_stderr, reason = "a test that is skipped says so")]
+
+mod support;
+
+mod access;
+mod bad_input;
+mod cli;
+mod environments;
+mod execution;
+mod founding;
+mod history;
+mod lifecycle;
+mod tokens;
