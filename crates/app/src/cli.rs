@@ -68,7 +68,7 @@ enum Command {
     /// Run a program whose Azure ML calls this server answers
     Exec(commands::exec::ExecArgs),
     /// Submit a folder or zip
-    Submit(commands::submit::SubmitArgs),
+    Submit(Box<commands::submit::SubmitArgs>),
     /// List runs
     Runs(commands::runs::RunsArgs),
     /// Show one run
@@ -121,7 +121,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Serve(args) => commands::serve::run(args, global.data_dir).await,
         Command::Demo(args) => commands::demo::run(args, global.data_dir, &printer).await,
         Command::Exec(args) => commands::exec::run(args, &global.client_file()?).await,
-        Command::Submit(args) => commands::submit::run(args, &global.connect()?, &printer).await,
+        Command::Submit(args) => commands::submit::run(*args, &global.connect()?, &printer).await,
         Command::Runs(args) => commands::runs::run(args, &global.connect()?, &printer).await,
         Command::Show(args) => commands::show::run(args, &global.connect()?, &printer).await,
         Command::Logs(args) => commands::logs::run(args, &global.connect()?, &printer).await,
@@ -172,9 +172,9 @@ fn workspace(text: &str, default: &WorkspacePath) -> Result<WorkspacePath> {
 /// Says what went wrong and gives the code for it.
 fn failed(error: &anyhow::Error) -> ExitCode {
     crate::printer::error(error);
-    if error.chain().any(|cause| cause.is::<Unreachable>()) {
+    if error.chain().any(<dyn std::error::Error>::is::<Unreachable>) {
         ExitCode::from(3)
-    } else if error.chain().any(|cause| cause.is::<ApiError>()) {
+    } else if error.chain().any(<dyn std::error::Error>::is::<ApiError>) {
         ExitCode::from(4)
     } else {
         ExitCode::from(1)

@@ -7,7 +7,7 @@ use std::{
     net::{IpAddr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -66,6 +66,8 @@ impl Server {
         let authority = Arc::new(Authority::open_or_create(&data_dir).context("the private CA cannot be opened")?);
         let tls = server_config(&authority, &certificate(settings, &public_url, address)).context("the certificate cannot be used")?;
         let store = open_store(&data_dir, settings).await?;
+        // Before the first upload is taken: everything that is staged now belongs to uploads that are gone.
+        store.blobs().sweep_staging(SystemTime::now()).await?;
         let identity = Identity::open(&data_dir)?;
         let location = Location {
             data_dir: &data_dir,

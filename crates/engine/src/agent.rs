@@ -3,7 +3,7 @@
 //! It fetches the snapshot, prepares the environment, runs the code, ships logs and outputs, and keeps a durable record of how the
 //! code ended. It is the same on every engine and speaks HTTP to the server; engines only start, watch and stop it. It
 //! outlives the server, and the server may start it again at any time for the same folder: what happened is read from
-//! the folder ([`AttemptFolder`]), never remembered.
+//! the folder ([`folder::AttemptFolder`]), never remembered.
 //!
 //! Invariants: the user's code of an attempt is started at most once; an end that was not recorded is recorded as lost, never
 //! guessed; nothing of the code's process tree outlives the attempt's report of its end.

@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use trainyard_core::{Error, ErrorKind, Result, archive::ArchivePlan, ids::Digest};
 use trainyard_store::{
     archive,
-    blobs::{StagedBlob, StagedContent},
+    blobs::StagedBlob,
 };
 
 use crate::state::AppState;
@@ -21,9 +21,6 @@ use crate::state::AppState;
 const DEFINITION_PART: &str = "runDefinitionFile";
 /// The part that holds the zipped project (azureml-wire D.1).
 const ARCHIVE_PART: &str = "projectZipFile";
-
-/// Archives up to this size are inspected on the async thread: handing them to another thread costs more.
-const INSPECT_INLINE_BYTES: u64 = 256 * 1024;
 
 /// The content of a multipart submission, checked but not yet stored.
 pub(crate) struct Submission {
@@ -61,7 +58,7 @@ pub(crate) async fn read_submission(state: &AppState, request: Request<Body>) ->
     }
     let definition = definition.ok_or_else(|| missing(DEFINITION_PART, "definition.json"))?;
     let archive = staged.ok_or_else(|| missing(ARCHIVE_PART, "project.zip"))?;
-    let plan = inspect(state, &archive).await.map_err(|error| error.with_target(ARCHIVE_PART))?;
+    let plan = archive::inspect_staged(&archive, limits.archive).await.map_err(|error| error.with_target(ARCHIVE_PART))?;
     let digest = submission_digest(&definition, &archive)?;
     Ok(Submission { definition, archive, plan, digest })
 }
@@ -113,25 +110,6 @@ async fn stage_archive(state: &AppState, mut field: Field<'_>) -> Result<StagedB
         staged.write(chunk).await.map_err(about)?;
     }
     staged.finish().await.map_err(about)
-}
-
-async fn inspect(state: &AppState, archive: &StagedBlob) -> Result<ArchivePlan> {
-    let limits = state.settings.limits.archive.clone();
-    match archive.content() {
-        StagedContent::Memory(bytes) if archive.size() <= INSPECT_INLINE_BYTES => archive::inspect_bytes(bytes, &limits),
-        StagedContent::Memory(bytes) => {
-            let bytes = bytes.clone();
-            blocking(move || archive::inspect_bytes(&bytes, &limits)).await
-        }
-        StagedContent::File(path) => {
-            let path = path.to_owned();
-            blocking(move || archive::inspect(&path, &limits)).await
-        }
-    }
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(Error::internal)?
 }
 
 fn submission_digest(definition: &[u8], archive: &StagedBlob) -> Result<Digest> {

@@ -9,8 +9,8 @@
 //! Invariants: what is at an address has that hash and is on stable storage before `commit` returns; a staged upload that
 //! is not committed leaves no file; committing twice has no second effect.
 //!
-//! On disk a blob is `DIR/blobs/{first two digits}/{digest}`. The 256 folders are made once, so that a commit never makes one
-//! and syncs exactly one file and one folder; a second level would have each of the first 65,000 blobs make and sync its own.
+//! On disk a blob is `DIR/blobs/{first two digits}/{digest}`: all but the first few commits sync exactly one file and one folder. A
+//! second level would have each of the first 65,000 blobs make and sync a folder of its own.
 
 mod staging;
 
@@ -18,7 +18,10 @@ use std::{
     fmt, fs, io,
     ops::Range,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::SystemTime,
 };
 
@@ -54,9 +57,16 @@ struct Inner {
 /// Where committed blobs are.
 enum Place {
     /// Below this folder.
-    Folder(PathBuf),
+    Folder(Arc<Folder>),
     /// In a bucket, below this prefix.
     Bucket(Key),
+}
+
+/// The folder of the blobs, with a folder in it for each first byte of a digest.
+struct Folder {
+    path: PathBuf,
+    /// Which of these folders survive a power cut: not known before this process synced the folder above.
+    durable: [AtomicBool; 256],
 }
 
 /// A blob that is stored.
@@ -88,10 +98,10 @@ impl Blobs {
         let cannot = |error| storage_error("the data directory cannot be used", error);
         fs::create_dir_all(&staging).map_err(cannot)?;
         let (store, place): (Arc<dyn ObjectStore>, Place) = if spec == "file" {
-            let folder = data_dir.join("blobs");
-            make_folders(data_dir, &folder).map_err(cannot)?;
-            let local = LocalFileSystem::new_with_prefix(&folder).map_err(Error::internal)?.with_fsync(true);
-            (Arc::new(local), Place::Folder(folder))
+            let path = data_dir.join("blobs");
+            fs::create_dir_all(&path).and_then(|()| sync_folder(data_dir)).map_err(cannot)?;
+            let local = LocalFileSystem::new_with_prefix(&path).map_err(Error::internal)?.with_fsync(true);
+            (Arc::new(local), Place::Folder(Arc::new(Folder { path, durable: [const { AtomicBool::new(false) }; 256] })))
         } else {
             let (bucket, prefix) = bucket_and_prefix(spec)?;
             let s3 = AmazonS3Builder::from_env().with_bucket_name(bucket).build().map_err(|error| {
@@ -114,10 +124,12 @@ impl Blobs {
         let stored = Stored { digest: staged.digest().clone(), size: staged.size() };
         match &self.0.place {
             Place::Folder(folder) => {
-                let parent = folder.join(&stored.digest.as_str()[..2]);
-                let staging = self.0.staging.clone();
+                let (folder, staging) = (folder.clone(), self.0.staging.clone());
                 // One task for all steps: between threads they would wait longer than they run.
-                tokio::task::spawn_blocking(move || commit_to_folder(staged, &parent, &staging)).await.map_err(Error::internal)??;
+                tokio::task::spawn_blocking(move || folder.commit(staged, &staging))
+                    .await
+                    .map_err(Error::internal)?
+                    .map_err(|error| storage_error("the upload cannot be stored", error))?;
             }
             Place::Bucket(_) => self.commit_to_bucket(staged).await?,
         }
@@ -251,41 +263,39 @@ async fn send_parts(upload: &mut WriteMultipart, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Writes (unless it is a file already), syncs, renames, syncs the folder.
-fn commit_to_folder(staged: StagedBlob, parent: &Path, staging: &Staging) -> Result<()> {
-    let target = parent.join(staged.digest().as_str());
-    let there = target.metadata().is_ok_and(|there| there.is_file() && there.len() == staged.size());
-    let result = if there { Ok(()) } else { place(staged, &target, staging) };
-    // Of a blob that is there already too: whoever renamed it may not have come to this yet.
-    result.and_then(|()| sync_folder(parent)).map_err(|error| storage_error("the upload cannot be stored", error))
-}
+impl Folder {
+    /// Writes (unless it is a file already), syncs, renames, syncs the folder.
+    fn commit(&self, staged: StagedBlob, staging: &Staging) -> io::Result<()> {
+        let shard = self.shard(staged.digest())?;
+        let target = shard.join(staged.digest().as_str());
+        let there = target.metadata().is_ok_and(|there| there.is_file() && there.len() == staged.size());
+        if !there {
+            let temp: TempFile = staged.into_file(staging)?;
+            temp.file().sync_data()?;
+            temp.rename(&target)?;
+        }
+        // Of a blob that is there already too: whoever renamed it may not have come to this yet.
+        sync_folder(&shard)
+    }
 
-fn place(staged: StagedBlob, target: &Path, staging: &Staging) -> io::Result<()> {
-    let temp: TempFile = staged.into_file(staging)?;
-    temp.file().sync_data()?;
-    temp.rename(target)
+    /// The folder for a digest, made if this is the first that needs it.
+    fn shard(&self, digest: &Digest) -> io::Result<PathBuf> {
+        let name = &digest.as_str()[..2];
+        let path = self.path.join(name);
+        let durable = &self.durable[usize::from_str_radix(name, 16).expect("a digest is hexadecimal")];
+        if !durable.load(Ordering::Acquire) {
+            match fs::create_dir(&path) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => sync_folder(&self.path)?,
+            }
+            durable.store(true, Ordering::Release);
+        }
+        Ok(path)
+    }
 }
 
 fn sync_folder(folder: &Path) -> io::Result<()> {
     fs::File::open(folder)?.sync_all()
-}
-
-/// Makes the folders of the addresses, so that they survive a power cut.
-fn make_folders(data_dir: &Path, blobs: &Path) -> io::Result<()> {
-    fs::create_dir_all(blobs)?;
-    let mut made = false;
-    for shard in 0..=u8::MAX {
-        match fs::create_dir(blobs.join(format!("{shard:02x}"))) {
-            Ok(()) => made = true,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(error),
-        }
-    }
-    if made {
-        sync_folder(blobs)?;
-        sync_folder(data_dir)?;
-    }
-    Ok(())
 }
 
 fn bucket_and_prefix(spec: &str) -> Result<(String, Key)> {

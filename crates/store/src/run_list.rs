@@ -1,7 +1,8 @@
 //! Lists of runs: keyset pages in any order, with a filter.
 //!
 //! An order by a time that a run may not have yet is read in two parts, the runs that have it and then, by id, those that have
-//! not. Each part is one range of one index, so that the last page costs what the first one does.
+//! not. Each part is one range of one index, so that the last page costs what the first one does. The page is found among the
+//! runs alone and joined with the rest afterwards: what has to be sorted or skipped stays small.
 
 use serde::{Deserialize, Serialize};
 use trainyard_core::{
@@ -13,7 +14,7 @@ use crate::{
     db::{Conn, Sql},
     page::{self, Page},
     run_filter,
-    run_row::{self, select_run},
+    run_row::{self, run_columns, run_joins},
     runs::{Hidden, RunQuery, RunRecord},
     store::Store,
 };
@@ -68,7 +69,8 @@ async fn fetch(conn: &mut Conn, sql: Sql) -> Result<Vec<RunRecord>> {
 }
 
 fn part(query: &RunQuery, part: Part, after: Option<&Position>, wanted: usize, store: &Store) -> Sql {
-    let mut sql = Sql::new(concat!(select_run!(), " where r.workspace = $1")).bind(query.workspace.to_string());
+    let mut sql = Sql::new(concat!(run_columns!(), " from (select r.workspace, r.id from runs r where r.workspace = $1"))
+        .bind(query.workspace.to_string());
     if let Some(experiment) = query.experiment {
         sql.push(" and r.experiment = ").push_value(experiment.to_string());
     }
@@ -104,12 +106,19 @@ fn part(query: &RunQuery, part: Part, after: Option<&Position>, wanted: usize, s
         }
         (_, None) => {}
     }
+    push_order(&mut sql, column, direction);
+    sql.push(" limit ").push_value(wanted as i64);
+    sql.push(concat!(") page join runs r on r.workspace = page.workspace and r.id = page.id", run_joins!()));
+    push_order(&mut sql, column, direction);
+    sql
+}
+
+fn push_order(sql: &mut Sql, column: Option<&'static str>, direction: &'static str) {
     sql.push(" order by ");
     if let Some(column) = column {
         sql.push(column).push(direction).push(", ");
     }
-    sql.push("r.id").push(direction).push(" limit ").push_value(wanted as i64);
-    sql
+    sql.push("r.id").push(direction);
 }
 
 /// The column of the sort key, unless it is the id.

@@ -15,18 +15,28 @@ use crate::{
     store::Store,
 };
 
-/// Reads a whole [`RunRecord`] from `runs r`; a `where` follows.
-macro_rules! select_run {
+/// The columns of a [`RunRecord`], in the order of [`decode`].
+macro_rules! run_columns {
     () => {
         "select r.workspace, r.id, r.uuid, r.number, r.experiment, e.name, r.parent, r.root, r.ownership, r.state, r.desired, \
          r.version, r.attempt, r.cause, r.created_us, r.started_us, r.ended_us, r.priority, r.target, r.name, r.display_name, \
          r.description, r.run_type, r.script_name, r.cancel_reason, r.hidden, r.created_by, r.properties, r.tags, r.extra, \
-         r.warnings, r.error, r.snapshot, r.environment, r.request_digest, d.definition, d.document \
-         from runs r join experiments e on e.workspace = r.workspace and e.id = r.experiment \
+         r.warnings, r.error, r.snapshot, r.environment, r.request_digest, d.definition, d.document"
+    };
+}
+pub(crate) use run_columns;
+
+/// What [`run_columns`] needs beside `runs r`.
+macro_rules! run_joins {
+    () => {
+        " join experiments e on e.workspace = r.workspace and e.id = r.experiment \
          left join run_documents d on d.workspace = r.workspace and d.run = r.id"
     };
 }
-pub(crate) use select_run;
+pub(crate) use run_joins;
+
+/// Reads one whole [`RunRecord`].
+const SELECT_ONE: &str = concat!(run_columns!(), " from runs r", run_joins!(), " where r.workspace = $1 and r.id = $2");
 
 /// Writes what [`encode`] gives.
 pub(crate) const INSERT: &str = "insert into runs (workspace, id, uuid, number, experiment, parent, root, ownership, state, desired, version, \
@@ -42,13 +52,12 @@ impl Store {
 
 /// Reads a run.
 pub(crate) async fn read(conn: &mut Conn, workspace: WorkspaceId, id: &RunId) -> Result<Option<RunRecord>> {
-    let sql = Sql::new(concat!(select_run!(), " where r.workspace = $1 and r.id = $2"));
-    read_by(conn, sql.bind(workspace.to_string()).bind(id.as_str())).await
+    read_by(conn, Sql::new(SELECT_ONE).bind(workspace.to_string()).bind(id.as_str())).await
 }
 
 /// Reads a run that is written back later in the same transaction. NotFound when there is none.
 pub(crate) async fn read_for_update(conn: &mut Conn, workspace: WorkspaceId, id: &RunId) -> Result<RunRecord> {
-    let mut sql = Sql::new(concat!(select_run!(), " where r.workspace = $1 and r.id = $2")).bind(workspace.to_string()).bind(id.as_str());
+    let mut sql = Sql::new(SELECT_ONE).bind(workspace.to_string()).bind(id.as_str());
     sql.push(conn.dialect().for_update());
     read_by(conn, sql).await?.ok_or_else(|| no_run(id))
 }
@@ -62,7 +71,7 @@ pub(crate) fn no_run(id: &RunId) -> Error {
     Error::not_found(format!("run `{id}` was not found in this workspace"))
 }
 
-/// A row of [`select_run`].
+/// A row of [`run_columns`].
 pub(crate) fn decode(row: &Row) -> Result<RunRecord> {
     let mut row = row.columns();
     Ok(RunRecord {

@@ -1,7 +1,7 @@
 //! Runs: their rows, as data.
 //!
-//! `create_run` is in [`crate::create`], lists in [`crate::run_list`], changes of the parts that are no state in [`crate::run_patch`], and
-//! changes of state only in [`crate::transitions`].
+//! `create.rs` stores new ones, `run_list.rs` and `run_filter.rs` list them, `run_patch.rs` changes the parts that are no state, and only
+//! [`crate::transitions`] changes their state.
 
 use std::collections::BTreeMap;
 

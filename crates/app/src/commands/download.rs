@@ -60,8 +60,8 @@ async fn list(client: &Client, args: &DownloadArgs) -> Result<Vec<(String, Strin
         files.extend(page["value"].as_array().into_iter().flatten().map(|file| (text(file, "path"), text(file, "contentUri"))));
         match page["continuationToken"].as_str() {
             Some(token) => {
-                path =
-                    format!("{base}?continuationToken={}", percent_encoding::utf8_percent_encode(token, percent_encoding::NON_ALPHANUMERIC))
+                let token = percent_encoding::utf8_percent_encode(token, percent_encoding::NON_ALPHANUMERIC);
+                path = format!("{base}?continuationToken={token}");
             }
             None => return Ok(files),
         }

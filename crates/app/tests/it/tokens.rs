@@ -40,7 +40,8 @@ async fn wrong_token_requests_get_the_codes_of_the_real_endpoint() {
     let resource = ("resource", "https://management.azure.com/");
     let v1 = format!("/{}/oauth2/token", file.tenant_id);
     let stranger = ("client_id", "6f9619ff-8b86-4d01-b42d-00cf4fc964ff");
-    let cases: [(&str, Vec<(&str, &str)>, u16, &str, u64); 6] = [
+    type Case<'a> = (&'a str, Vec<(&'a str, &'a str)>, u16, &'a str, u64);
+    let cases: [Case<'_>; 6] = [
         (&v1, vec![grant, id, ("client_secret", "wrong"), resource], 401, "invalid_client", 7_000_215),
         (&v1, vec![grant, stranger, secret, resource], 400, "unauthorized_client", 700_016),
         ("/6f9619ff-8b86-4d01-b42d-00cf4fc964ff/oauth2/token", vec![grant, id, secret, resource], 400, "invalid_request", 90_002),

@@ -5,8 +5,8 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
-    path::Path,
-    time::Duration,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
 };
 
 use futures_util::StreamExt as _;
@@ -21,20 +21,25 @@ use super::{
     life::Attempt,
     supervise::Ready,
 };
-use crate::environment::{self, BuildLog, EnvironmentSettings};
+use crate::{
+    environment::{self, BuildLog, EnvironmentSettings},
+    trust,
+};
 
 /// How often a snapshot is fetched again that does not have its hash.
 const HASH_TRIES: u32 = 3;
+
+/// For how long the system's roots are not read again: a new one counts for runs that start later than that.
+const BUNDLE_LIFETIME: Duration = Duration::from_secs(600);
 
 /// A download without a byte for this long is begun again.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Prepares everything at the same time. `Err`: what ends the attempt.
 pub(super) async fn prepare(attempt: &Attempt) -> Result<Ready, Cause> {
-    let folder = attempt.folder.path().to_owned();
-    let ca_pem = attempt.order.ca_pem.clone();
     let bundle = async {
-        let task = tokio::task::spawn_blocking(move || crate::trust::bundle(&folder, &ca_pem));
+        let (settings, folder, ca_pem) = (environment_settings(attempt)?, attempt.folder.path().to_owned(), attempt.order.ca_pem.clone());
+        let task = tokio::task::spawn_blocking(move || ca_bundle(&settings.cache_dir, &folder, &ca_pem));
         task.await
             .expect("writing the bundle does not panic, and nobody ends the task")
             .map_err(|error| Cause::StartFailed { message: error.message().to_owned() })
@@ -49,13 +54,42 @@ pub(super) async fn prepare(attempt: &Attempt) -> Result<Ready, Cause> {
     Ok(Ready { interpreter: prepared.interpreter, prefix, ca_bundle })
 }
 
+fn environment_settings(attempt: &Attempt) -> Result<EnvironmentSettings, Cause> {
+    serde_json::from_value(attempt.order.environments.clone()).map_err(|error| Cause::EnvironmentFailed {
+        message: format!("the settings for environments in the order cannot be read: {error}"),
+    })
+}
+
+/// The CA bundle that the attempts of this node share: reading the system's hundreds of files for every run would be most
+/// of what a start costs. Where the cache cannot be written the attempt gets its own.
+fn ca_bundle(cache_dir: &Path, folder: &Path, ca_pem: &str) -> trainyard_core::Result<PathBuf> {
+    let name = hex::encode(&Sha256::digest(ca_pem)[..8]);
+    let shared = cache_dir.join("ca").join(format!("{name}.pem"));
+    let age = fs::metadata(&shared).and_then(|meta| meta.modified()).map(|modified| modified.elapsed().unwrap_or_default());
+    if age.is_ok_and(|age| age < BUNDLE_LIFETIME) {
+        return Ok(shared);
+    }
+    match trust::write_bundle(&shared, ca_pem, &[]) {
+        Ok(()) => {
+            // It is left alone where nothing changed, but it is fresh again.
+            if let Err(error) = File::open(&shared).and_then(|file| file.set_modified(SystemTime::now())) {
+                tracing::info!(%error, "the age of the CA bundle cannot be set back");
+            }
+            Ok(shared)
+        }
+        Err(error) => {
+            tracing::warn!(error = error.chain(), "the shared CA bundle cannot be written; this attempt gets its own");
+            trust::bundle(folder, ca_pem)
+        }
+    }
+}
+
 async fn environment(attempt: &Attempt) -> Result<environment::Prepared, Cause> {
     let failed = |message: String| Cause::EnvironmentFailed { message };
     let mut log =
         FileLog::open(&attempt.folder.build_log()).map_err(|error| failed(format!("the build log cannot be written: {error}")))?;
     log.line(&format!("preparing the environment on {}", node_name()));
-    let settings: EnvironmentSettings = serde_json::from_value(attempt.order.environments.clone())
-        .map_err(|error| failed(format!("the settings for environments in the order cannot be read: {error}")))?;
+    let settings = environment_settings(attempt)?;
     let spec = &attempt.definition.environment;
     // Never cancelled through the token: whoever wants it to stop drops the future, which ends the installer, too.
     match environment::prepare(spec, &settings, &mut log, &CancellationToken::new()).await {

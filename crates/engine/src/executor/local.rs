@@ -20,9 +20,9 @@ use trainyard_wire::native::AttemptOrder;
 use super::{Executor, Observation};
 use crate::agent::folder::AttemptFolder;
 
-/// Variables of the server that its agents keep: what a process needs to find programs and its home. Everything else, above all
-/// secrets, stays with the server.
-const KEPT_VARIABLES: [&str; 21] = [
+/// Variables of the server that its agents keep: what a process needs to find programs, its home, the package index, the way out to the
+/// network and the accelerators. Everything else, above all secrets, stays with the server.
+const KEPT_VARIABLES: &[&str] = &[
     "PATH",
     "HOME",
     "USER",
@@ -36,15 +36,28 @@ const KEPT_VARIABLES: [&str; 21] = [
     "XDG_CACHE_HOME",
     "XDG_DATA_HOME",
     "LD_LIBRARY_PATH",
-    "PIP_INDEX_URL",
-    "PIP_CERT",
-    "PIP_CONFIG_FILE",
-    "UV_INDEX_URL",
-    "UV_DEFAULT_INDEX",
-    "SSL_CERT_DIR",
+    "PYENV_ROOT",
+    "HTTP_PROXY",
     "HTTPS_PROXY",
+    "ALL_PROXY",
     "NO_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "all_proxy",
+    "no_proxy",
+    "SSL_CERT_DIR",
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_HOME",
+    "NVIDIA_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
 ];
+
+/// Beginnings of names that are kept too: how pip and uv reach their index.
+const KEPT_PREFIXES: [&str; 2] = ["PIP_", "UV_"];
+
+fn is_kept(name: &str) -> bool {
+    KEPT_VARIABLES.contains(&name) || KEPT_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
 
 /// Runs agents on this machine.
 pub struct LocalExecutor {
@@ -87,7 +100,7 @@ impl LocalExecutor {
         let copy = log.try_clone().map_err(|error| io_error("the agent's log cannot be opened", folder, error))?;
         let mut command = Command::new(&self.binary);
         command.args(["agent", "--attempt-dir"]).arg(folder).stdin(Stdio::null()).stdout(copy).stderr(log).current_dir(folder);
-        command.env_clear().envs(std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(|name| KEPT_VARIABLES.contains(&name))));
+        command.env_clear().envs(std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(is_kept)));
         // SAFETY: setsid is async-signal-safe and touches no memory of this process.
         unsafe {
             command.pre_exec(|| rustix::process::setsid().map(drop).map_err(Into::into));

@@ -18,10 +18,8 @@ impl Passes {
         if self.swept.is_some_and(|at| at.elapsed() < SWEEP_INTERVAL) {
             return Ok(());
         }
-        // At the first sweep no upload can be under way yet: everything staged is from before the start.
-        let age = if self.swept.is_none() { Duration::ZERO } else { STAGING_AGE };
         self.swept = Some(Instant::now());
-        self.options.store.blobs().sweep_staging(SystemTime::now() - age).await?;
+        self.options.store.blobs().sweep_staging(SystemTime::now() - STAGING_AGE).await?;
         for target in self.options.targets.clone() {
             for attempt in target.executor.leftovers().await? {
                 let row = self.options.store.attempt(attempt).await?;

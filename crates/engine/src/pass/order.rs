@@ -32,7 +32,7 @@ impl Passes {
             definition: json(serde_json::to_value(definition))?,
             snapshot_sha256: snapshot.map(|snapshot| snapshot.digest.to_string()),
             environments: json(serde_json::to_value(&settings.environments))?,
-            archive_limits: json(serde_json::to_value(&settings.archive_limits))?,
+            archive_limits: json(serde_json::to_value(settings.archive_limits))?,
             variables: self.variables(&run, definition.framework).await?,
             grace_seconds: settings.grace.as_secs(),
             started_at: run.started_us.map(|us| us / 1_000_000),

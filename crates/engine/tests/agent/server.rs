@@ -16,7 +16,10 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post, put},
 };
-use axum_server::tls_rustls::RustlsConfig;
+use axum_server::{
+    accept::NoDelayAcceptor,
+    tls_rustls::{RustlsAcceptor, RustlsConfig},
+};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
@@ -165,7 +168,8 @@ impl Server {
         let endpoint = format!("https://{}", listener.local_addr().unwrap());
         let handle = axum_server::Handle::new();
         let service = routes(Arc::clone(world)).into_make_service();
-        let server = axum_server::from_tcp_rustls(listener, config).unwrap().handle(handle.clone());
+        let acceptor = RustlsAcceptor::new(config).acceptor(NoDelayAcceptor::new());
+        let server = axum_server::from_tcp(listener).unwrap().acceptor(acceptor).handle(handle.clone());
         let task = tokio::spawn(async move { server.serve(service).await.unwrap() });
         Self { endpoint, handle, task }
     }

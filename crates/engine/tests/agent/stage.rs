@@ -176,14 +176,6 @@ impl Agent {
     }
 }
 
-impl Drop for Stage {
-    fn drop(&mut self) {
-        if std::env::var_os("SHOW_AGENT_LOG").is_some() {
-            eprintln!("{}", self.agent_log());
-        }
-    }
-}
-
 impl Drop for Agent {
     fn drop(&mut self) {
         let _ = self.0.kill();

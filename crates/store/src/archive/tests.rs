@@ -152,10 +152,11 @@ async fn a_staged_upload_is_inspected_wherever_it_is() {
     let folder = tempfile::tempdir().unwrap();
     let blobs = crate::blobs::Blobs::open("file", folder.path()).unwrap();
     let incompressible: Vec<u8> = (0..2_000_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 11) as u8).collect();
-    let small = Raw::stored("small", b"x");
-    for zip in
-        [zip_of(&[small.clone()]), zip_of(&[Raw::deflated("text", &lines().repeat(3))]), zip_of(&[Raw::stored("large", &incompressible)])]
-    {
+    for zip in [
+        zip_of(&[Raw::stored("small", b"x")]),
+        zip_of(&[Raw::deflated("text", &lines().repeat(3))]),
+        zip_of(&[Raw::stored("large", &incompressible)]),
+    ] {
         let damaged = [&zip[..zip.len() - 30], &zip[zip.len() - 29..]].concat();
         for (bytes, fine) in [(zip, true), (damaged, false)] {
             let mut writer = blobs.stage(u64::MAX).await.unwrap();

@@ -25,13 +25,14 @@ impl Bench {
         let (began, begun) = oneshot::channel::<()>();
         let writer = self.writer.clone();
         let holder = tokio::spawn(async move {
-            let hold = move |_: &mut Conn| -> BoxFuture<'_, Result<()>> {
-                Box::pin(async move {
-                    began.send(()).expect("the test waits");
-                    gate.await.map_err(Error::internal)
+            writer
+                .write(Lane::Shared, move |_| {
+                    Box::pin(async move {
+                        began.send(()).expect("the test waits");
+                        gate.await.map_err(Error::internal)
+                    })
                 })
-            };
-            writer.write(Lane::Shared, hold).await
+                .await
         });
         begun.await.expect("the first job began");
         let mut callers = Vec::new();
