@@ -10,10 +10,7 @@ use axum::{
 };
 use sha2::{Digest as _, Sha256};
 use trainyard_core::{Error, ErrorKind, Result, archive::ArchivePlan, ids::Digest};
-use trainyard_store::{
-    archive,
-    blobs::StagedBlob,
-};
+use trainyard_store::{archive, blobs::StagedBlob};
 
 use crate::state::AppState;
 

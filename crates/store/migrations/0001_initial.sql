@@ -98,13 +98,14 @@ create index runs_by_parent on runs (workspace, parent, created_us, id) where pa
 create index runs_waiting on runs (target, priority desc, created_us, id, workspace) where state = 'Queued';
 create index runs_in_execution on runs (target) where state in ('Starting', 'Preparing', 'Running', 'Finalizing');
 
+-- What belongs to a run is only ever written in a transaction that has read or written the run's row, so that no foreign key is
+-- needed here. They would also hurt: PostgreSQL plans their checks once per connection, on a table that may be empty then.
 create table run_documents (
   workspace {text} not null,
   run {text} not null,
   definition {text},
   document {text},
-  primary key (workspace, run),
-  foreign key (workspace, run) references runs (workspace, id) on delete cascade
+  primary key (workspace, run)
 ){without_rowid};
 
 create table events (
@@ -114,8 +115,7 @@ create table events (
   at_us bigint not null,
   name {text} not null,
   data {text} not null,
-  primary key (workspace, run, seq),
-  foreign key (workspace, run) references runs (workspace, id) on delete cascade
+  primary key (workspace, run, seq)
 ){without_rowid};
 
 create table attempts (
@@ -129,8 +129,7 @@ create table attempts (
   ended_us bigint,
   cause {text},
   node {text},
-  unique (workspace, run, number),
-  foreign key (workspace, run) references runs (workspace, id) on delete cascade
+  unique (workspace, run, number)
 );
 
 create table artifacts (

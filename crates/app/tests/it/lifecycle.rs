@@ -146,3 +146,31 @@ async fn a_second_server_on_one_data_directory_is_refused() {
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(text.contains("another server uses the data directory"), "{text}");
 }
+
+/// The whole on PostgreSQL: a run, a restart in its middle, its end.
+#[tokio::test]
+async fn a_server_on_postgres_keeps_its_runs_across_a_restart() {
+    let name = "a_server_on_postgres_keeps_its_runs_across_a_restart";
+    let Ok(url) = std::env::var("TRAINYARD_TEST_POSTGRES") else {
+        eprintln!("SKIPPED {name}: TRAINYARD_TEST_POSTGRES is not set; scripts/test starts PostgreSQL and sets it");
+        return;
+    };
+    let database = format!("it_{}", std::process::id());
+    let made = std::process::Command::new("psql").args([&url, "-c", &format!("create database {database}")]).output();
+    if !made.as_ref().is_ok_and(|output| output.status.success()) {
+        eprintln!("SKIPPED {name}: psql cannot make a database: {made:?}");
+        return;
+    }
+    let (head, query) = url.split_once('?').map_or((url.as_str(), String::new()), |(head, query)| (head, format!("?{query}")));
+    let (base, _) = head.rsplit_once('/').unwrap();
+    let config = format!("[store]\ndatabase = \"{base}/{database}{query}\"\n[compute.cpu-cluster]\nslots = 1\n");
+    let mut server = TestServer::with_config(&config).await;
+    let run = server.submit(&family(&server), |_| {}).await;
+    server.wait_for_output(&run, "family is up").await;
+    server.kill();
+    server.start_again().await;
+    fs::write(server.dir().join("gate"), "").unwrap();
+    server.wait_for(&run, "Completed").await;
+    let found = server.cli(&["runs", "--json"]);
+    assert!(String::from_utf8_lossy(&found.stdout).contains(&run));
+}

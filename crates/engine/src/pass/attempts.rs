@@ -128,3 +128,61 @@ impl Passes {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use trainyard_core::ids::{ComputeName, RunId, WorkspaceId};
+    use trainyard_store::attempts::{Attempt, AttemptState};
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn live(state: RunState, desired: Desired) -> LiveRun {
+        let workspace = WorkspaceId(Uuid::from_u128(1));
+        let run = RunId::new("r").unwrap();
+        let attempt = Attempt {
+            id: AttemptId(Uuid::from_u128(2)),
+            workspace,
+            run: run.clone(),
+            number: 1,
+            target: ComputeName::new("local").unwrap(),
+            state: AttemptState::Intended,
+            intended_us: 0,
+            ended_us: None,
+            cause: None,
+            node: None,
+        };
+        LiveRun { workspace, run, attempt, state, desired, cancelled_by: Some("me".into()), version: 1, started_us: None, definition: None }
+    }
+
+    #[test]
+    fn an_attempt_without_an_agent_gets_one_and_a_living_one_is_left_alone() {
+        for state in [RunState::Starting, RunState::Preparing, RunState::Running, RunState::Finalizing] {
+            let run = live(state, Desired::Run);
+            assert_eq!(decide(&run, &Observation::Alive), Step::Leave);
+            assert_eq!(decide(&run, &Observation::NoAgent { starts: 1 }), Step::Start);
+            assert_eq!(decide(&run, &Observation::Collected), Step::Finalize);
+        }
+        assert_eq!(decide(&live(RunState::Starting, Desired::Run), &Observation::Unknown), Step::Start);
+    }
+
+    #[test]
+    fn what_is_gone_is_never_called_a_success() {
+        for state in [RunState::Running, RunState::Finalizing] {
+            let step = decide(&live(state, Desired::Run), &Observation::Unknown);
+            assert!(matches!(step, Step::GiveUp(Cause::AgentLost { .. })), "{step:?}");
+        }
+        let step = decide(&live(RunState::Running, Desired::Run), &Observation::NoAgent { starts: MAX_STARTS });
+        assert!(matches!(step, Step::GiveUp(Cause::AgentLost { .. })), "{step:?}");
+    }
+
+    #[test]
+    fn a_cancel_reaches_the_agent_or_closes_what_never_started() {
+        assert_eq!(decide(&live(RunState::Running, Desired::Cancel), &Observation::Alive), Step::Stop);
+        assert_eq!(decide(&live(RunState::Finalizing, Desired::Cancel), &Observation::Alive), Step::Leave);
+        // The agent itself must end it: it knows what the code has done.
+        assert_eq!(decide(&live(RunState::Running, Desired::Cancel), &Observation::NoAgent { starts: 1 }), Step::Start);
+        let step = decide(&live(RunState::Starting, Desired::Cancel), &Observation::Unknown);
+        assert_eq!(step, Step::GiveUp(Cause::Cancelled { by: Some("me".into()) }));
+    }
+}

@@ -1,0 +1,211 @@
+//! The executor suite: what every executor must do, expanded for each that there is.
+//!
+//! The agent is stood in for by a shell script that takes the agent's lock, so that these tests are about starting, seeing, stopping and
+//! forgetting, and not about what an agent does; `tests/agent` is about that.
+
+use std::{
+    fs,
+    future::Future,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use trainyard_core::ids::AttemptId;
+use trainyard_engine::executor::{Executor, Observation, local::LocalExecutor};
+use trainyard_wire::native::{AGENT_PROTOCOL, AttemptOrder};
+use uuid::Uuid;
+
+/// A place for an executor, and the means to make the same executor again, as a restarted server does.
+trait Bench {
+    type Under: Executor;
+    fn new() -> Self;
+    /// The executor, with nothing remembered.
+    fn executor(&self) -> Self::Under;
+    /// How many agents were started for the attempt.
+    fn starts(&self, attempt: AttemptId) -> usize;
+    /// Ends the agent as a crash would.
+    fn kill_agent(&self, attempt: AttemptId);
+    /// Lets the agent say that everything is delivered.
+    fn deliver(&self, attempt: AttemptId);
+}
+
+struct LocalBench {
+    dir: tempfile::TempDir,
+}
+
+impl LocalBench {
+    fn root(&self) -> PathBuf {
+        self.dir.path().join("attempts")
+    }
+
+    fn read(&self, attempt: AttemptId, name: &str) -> String {
+        fs::read_to_string(self.root().join(attempt.to_string()).join(name)).unwrap_or_default()
+    }
+}
+
+impl Bench for LocalBench {
+    type Under = LocalExecutor;
+
+    fn new() -> Self {
+        let bench = Self { dir: tempfile::tempdir().unwrap() };
+        // Called as `agent --attempt-dir DIR`. Without the lock it leaves at once, as the agent does.
+        let script = "#!/bin/sh\necho started >>\"$3/agents\"\nexec flock --nonblock \"$3/agent.lock\" sh -c 'echo $$ >\"$0/pid\"; exec sleep 60' \"$3\"\n";
+        let path = bench.dir.path().join("agent");
+        fs::write(&path, script).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        bench
+    }
+
+    fn executor(&self) -> LocalExecutor {
+        LocalExecutor::new(self.root(), self.dir.path().join("agent")).unwrap()
+    }
+
+    fn starts(&self, attempt: AttemptId) -> usize {
+        self.read(attempt, "agents").lines().count()
+    }
+
+    fn kill_agent(&self, attempt: AttemptId) {
+        let pid = self.read(attempt, "pid").trim().parse().unwrap();
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    }
+
+    fn deliver(&self, attempt: AttemptId) {
+        fs::write(self.root().join(attempt.to_string()).join("collected"), "").unwrap();
+    }
+}
+
+impl Drop for LocalBench {
+    fn drop(&mut self) {
+        for folder in fs::read_dir(self.root()).into_iter().flatten().flatten() {
+            if let Ok(attempt) = folder.file_name().to_string_lossy().parse()
+                && !self.read(attempt, "pid").is_empty()
+                && Path::new(&format!("/proc/{}", self.read(attempt, "pid").trim())).exists()
+            {
+                self.kill_agent(attempt);
+            }
+        }
+    }
+}
+
+fn order() -> AttemptOrder {
+    AttemptOrder {
+        protocol: AGENT_PROTOCOL,
+        attempt: Uuid::new_v4(),
+        run_id: "r".into(),
+        endpoint: "https://127.0.0.1:1".into(),
+        ca_pem: String::new(),
+        token: "secret-token".into(),
+        token_expires_on: 0,
+        definition: serde_json::Value::Null,
+        snapshot_sha256: None,
+        environments: serde_json::Value::Null,
+        archive_limits: serde_json::Value::Null,
+        variables: Default::default(),
+        grace_seconds: 1,
+        started_at: None,
+    }
+}
+
+async fn until<F: Future<Output = bool>>(what: &str, mut look: impl FnMut() -> F) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !look().await {
+        assert!(Instant::now() < deadline, "waited too long for {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn started<B: Bench>() -> (B, B::Under, AttemptOrder, AttemptId) {
+    let bench = B::new();
+    let executor = bench.executor();
+    let order = order();
+    let attempt = AttemptId(order.attempt);
+    assert_eq!(executor.observe(attempt).await.unwrap(), Observation::Unknown);
+    executor.submit(&order).await.unwrap();
+    assert_eq!(executor.observe(attempt).await.unwrap(), Observation::Alive);
+    until("the agent", || async { bench.starts(attempt) == 1 }).await;
+    (bench, executor, order, attempt)
+}
+
+async fn submitting_twice_starts_one_agent<B: Bench>() {
+    let (bench, executor, order, attempt) = started::<B>().await;
+    executor.submit(&order).await.unwrap();
+    assert_eq!(bench.starts(attempt), 1);
+    assert_eq!(executor.leftovers().await.unwrap(), [attempt]);
+}
+
+async fn a_new_server_sees_the_agent_of_the_old_one<B: Bench>() {
+    let (bench, executor, order, attempt) = started::<B>().await;
+    drop(executor);
+    let later = bench.executor();
+    until("the agent to hold its lock", || async { later.observe(attempt).await.unwrap() == Observation::Alive }).await;
+    later.submit(&order).await.unwrap();
+    assert_eq!(bench.starts(attempt), 1);
+}
+
+async fn a_killed_agent_is_missed_and_can_be_started_again<B: Bench>() {
+    let (bench, executor, order, attempt) = started::<B>().await;
+    until("the lock", || async { bench.executor().observe(attempt).await.unwrap() == Observation::Alive }).await;
+    bench.kill_agent(attempt);
+    until("the loss to be seen", || async { executor.observe(attempt).await.unwrap() == Observation::NoAgent { starts: 1 } }).await;
+    executor.submit(&order).await.unwrap();
+    until("the second agent", || async { bench.starts(attempt) == 2 }).await;
+    assert_eq!(executor.observe(attempt).await.unwrap(), Observation::Alive);
+}
+
+async fn what_is_delivered_is_seen_and_cleaned<B: Bench>() {
+    let (bench, executor, _, attempt) = started::<B>().await;
+    until("the lock", || async { bench.executor().observe(attempt).await.unwrap() == Observation::Alive }).await;
+    bench.deliver(attempt);
+    assert_eq!(executor.observe(attempt).await.unwrap(), Observation::Collected);
+    executor.clean(attempt).await.unwrap();
+    assert_eq!(executor.leftovers().await.unwrap(), [attempt], "a living agent's folder stays");
+    bench.kill_agent(attempt);
+    until("the folder to go", || async {
+        executor.clean(attempt).await.unwrap();
+        executor.leftovers().await.unwrap().is_empty()
+    })
+    .await;
+    assert_eq!(executor.observe(attempt).await.unwrap(), Observation::Unknown);
+}
+
+async fn a_stop_and_a_new_address_reach_a_living_agent<B: Bench>() {
+    let (_bench, executor, mut order, attempt) = started::<B>().await;
+    executor.stop(attempt, "me").await.unwrap();
+    executor.stop(attempt, "me").await.unwrap();
+    order.endpoint = "https://127.0.0.1:2".into();
+    executor.refresh(&order).await.unwrap();
+}
+
+macro_rules! executor_suite {
+    ($name:ident, $bench:ty) => {
+        mod $name {
+            use super::*;
+
+            executor_suite!(@tests $bench: submitting_twice_starts_one_agent, a_new_server_sees_the_agent_of_the_old_one,
+                a_killed_agent_is_missed_and_can_be_started_again, what_is_delivered_is_seen_and_cleaned,
+                a_stop_and_a_new_address_reach_a_living_agent);
+        }
+    };
+    (@tests $bench:ty: $($test:ident),*) => {
+        $(
+            #[tokio::test]
+            async fn $test() {
+                super::$test::<$bench>().await;
+            }
+        )*
+    };
+}
+
+executor_suite!(local, LocalBench);
+
+#[tokio::test]
+async fn an_attempts_folder_is_for_its_owner_alone() {
+    let (bench, _, _, attempt) = started::<LocalBench>().await;
+    let folder = bench.root().join(attempt.to_string());
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&folder), 0o700);
+    assert_eq!(mode(&folder.join("order.json")), 0o600);
+    assert_eq!(fs::read_to_string(folder.join("stop")).ok(), None);
+}
