@@ -6,8 +6,9 @@
 //!
 //! What a blob means, and which rows name it, is left to the rest of this crate.
 //!
-//! Invariants: what is at an address has that hash and is on stable storage before `commit` returns; a staged upload that
-//! is not committed leaves no file; committing twice has no second effect.
+//! Invariants: what is at an address has that hash and is on stable storage before `commit` returns (a crash before that may leave a part
+//! of a small one, which the next commit replaces); a staged upload that is not committed leaves no file; committing twice has no
+//! second effect.
 //!
 //! On disk a blob is `DIR/blobs/{first two digits}/{digest}`: all but the first few commits sync exactly one file and one folder. A
 //! second level would have each of the first 65,000 blobs make and sync a folder of its own.
@@ -15,11 +16,13 @@
 mod staging;
 
 use std::{
-    fmt, fs, io,
+    fmt, fs,
+    io::{self, Write as _},
     ops::Range,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::SystemTime,
@@ -67,6 +70,8 @@ struct Folder {
     path: PathBuf,
     /// Which of these folders survive a power cut: not known before this process synced the folder above.
     durable: [AtomicBool; 256],
+    /// Held while a file at an address is replaced or taken away again, which is rare.
+    replacing: Mutex<()>,
 }
 
 /// A blob that is stored.
@@ -101,7 +106,10 @@ impl Blobs {
             let path = data_dir.join("blobs");
             fs::create_dir_all(&path).and_then(|()| sync_folder(data_dir)).map_err(cannot)?;
             let local = LocalFileSystem::new_with_prefix(&path).map_err(Error::internal)?.with_fsync(true);
-            (Arc::new(local), Place::Folder(Arc::new(Folder { path, durable: [const { AtomicBool::new(false) }; 256] })))
+            (
+                Arc::new(local),
+                Place::Folder(Arc::new(Folder { path, durable: [const { AtomicBool::new(false) }; 256], replacing: Mutex::new(()) })),
+            )
         } else {
             let (bucket, prefix) = bucket_and_prefix(spec)?;
             let s3 = AmazonS3Builder::from_env().with_bucket_name(bucket).build().map_err(|error| {
@@ -264,18 +272,43 @@ async fn send_parts(upload: &mut WriteMultipart, path: &Path) -> Result<()> {
 }
 
 impl Folder {
-    /// Writes (unless it is a file already), syncs, renames, syncs the folder.
+    /// A small upload is written at its address: nothing reads an address before a row names it, and no row does before this returns. That
+    /// costs half of what a staged file and a rename do, which wait for each other's locks on the folders. A crash may leave a part of it
+    /// there, so a small blob that is there already is believed only after its content was compared.
+    /// A large upload is a staged file already, and is renamed.
     fn commit(&self, staged: StagedBlob, staging: &Staging) -> io::Result<()> {
         let shard = self.shard(staged.digest())?;
         let target = shard.join(staged.digest().as_str());
-        let there = target.metadata().is_ok_and(|there| there.is_file() && there.len() == staged.size());
-        if !there {
+        let stands = match staged.content() {
+            StagedContent::Memory(bytes) => self.create(&target, bytes)? || holds(&target, bytes)?,
+            StagedContent::File(_) => target.metadata().is_ok_and(|there| there.is_file() && there.len() == staged.size()),
+        };
+        if !stands {
             let temp: TempFile = staged.into_file(staging)?;
             temp.file().sync_data()?;
+            let _alone = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
             temp.rename(&target)?;
         }
-        // Of a blob that is there already too: whoever renamed it may not have come to this yet.
+        // Of a blob that is there already too: whoever made it may not have come to this yet.
         sync_folder(&shard)
+    }
+
+    /// Makes the file with this content, synced; false if there is one already. A file that cannot be written whole is removed.
+    fn create(&self, target: &Path, content: &[u8]) -> io::Result<bool> {
+        let mut file = match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(target) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let written = file.write_all(content).and_then(|()| file.sync_data());
+        if written.is_err() {
+            // Another upload of the same content may have put a whole file in its place, which must stay.
+            let _alone = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
+            if file.metadata()?.ino() == fs::metadata(target)?.ino() {
+                fs::remove_file(target)?;
+            }
+        }
+        written.map(|()| true)
     }
 
     /// The folder for a digest, made if this is the first that needs it.
@@ -291,6 +324,16 @@ impl Folder {
             durable.store(true, Ordering::Release);
         }
         Ok(path)
+    }
+}
+
+/// Whether the file has this content, which is then synced: whoever wrote it may not have come to that.
+fn holds(target: &Path, content: &[u8]) -> io::Result<bool> {
+    match fs::read(target) {
+        Ok(there) if there == content => fs::File::open(target)?.sync_data().map(|()| true),
+        Ok(_) => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

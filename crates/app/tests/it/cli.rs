@@ -154,3 +154,12 @@ fn the_demo_says_what_is_wrong_with_a_configuration() {
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("did you mean `listen`?"), "{}", text(&output.stderr));
 }
+
+#[test]
+fn a_public_address_is_refused_with_only_the_generated_credentials() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = program().arg("--data-dir").arg(folder.path()).args(["serve", "--listen", "0.0.0.0:0"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let message = text(&output.stderr);
+    assert!(message.contains("is a public address") && message.contains("trainyard app create"), "{message}");
+}
