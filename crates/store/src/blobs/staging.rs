@@ -27,6 +27,9 @@ use super::storage_error;
 /// Uploads up to this size stay in memory, and larger ones are written in pieces of it.
 const IN_MEMORY_BYTES: usize = 1 << 20;
 
+/// Room that an upload begins with: most projects fit, and growing copies what is there.
+const FIRST_BYTES: u64 = 128 << 10;
+
 /// The folder of uploads on their way in.
 pub(super) struct Staging {
     folder: PathBuf,
@@ -143,7 +146,7 @@ impl Spill {
 
 impl StagedWriter {
     pub(super) fn new(staging: Arc<Staging>, limit_bytes: u64) -> Self {
-        Self { staging, limit_bytes, size: 0, content: Content::Memory(BytesMut::new()) }
+        Self { staging, limit_bytes, size: 0, content: Content::Memory(BytesMut::with_capacity(limit_bytes.min(FIRST_BYTES) as usize)) }
     }
 
     /// Bytes taken so far.
