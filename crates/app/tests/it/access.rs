@@ -62,7 +62,7 @@ async fn no_route_but_the_public_ones_answers_without_a_token() {
             Access::Public => assert_ne!(status, StatusCode::UNAUTHORIZED, "{} {}", route.method, route.path),
             Access::Token => assert_eq!(status, StatusCode::UNAUTHORIZED, "{} {}: {body}", route.method, route.path),
             Access::SignedUrl => {
-                assert!([StatusCode::FORBIDDEN, StatusCode::NOT_FOUND].contains(&status), "{} {}: {status}", route.method, route.path)
+                assert!([StatusCode::FORBIDDEN, StatusCode::NOT_FOUND].contains(&status), "{} {}: {status}", route.method, route.path);
             }
         }
     }
