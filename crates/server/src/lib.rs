@@ -1,7 +1,7 @@
 //! HTTP: one list of routes, one list of middleware, authentication, and per dialect short handlers, conversions and the
 //! error table.
 //!
-//! The way of a request: [`layers`](crate::layers) → [`routes`](crate::routes) → a handler that unwraps, authorises, calls the
+//! The way of a request: [`layers`] → [`routes`] → a handler that unwraps, authorises, calls the
 //! store or the engine, and converts. This crate has no SQL and starts no process; who may do what is decided in
 //! `trainyard_core::access`, what may happen to a run in `trainyard_core::run`.
 

@@ -81,7 +81,7 @@ pub struct RunDto {
     pub token: Option<String>,
     /// Null to readers.
     pub token_expiry_time_utc: Option<UtcTime>,
-    /// The normalised configuration; null where [`RunDetailsDto`] has it.
+    /// The normalised configuration; null where [`RunDetailsDto`](super::run_details::RunDetailsDto) has it.
     pub run_definition: Option<Value>,
     /// Absolute URL that the SDK posts to in order to cancel.
     pub cancel_uri: Option<String>,
