@@ -79,7 +79,7 @@ pub struct WaitFacts {
 }
 
 /// Positions beyond this are given as "at least": counting further would cost more than it tells.
-pub const AHEAD_COUNTED: u32 = 1000;
+pub const AHEAD_COUNTED: u32 = 200;
 
 /// Why a run waits: a bounded code and a sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -179,7 +179,7 @@ mod tests {
             (facts(Some(2), 2, 0), "WaitingForSlot", "2 of 2 busy, no run is ahead"),
             (facts(Some(2), 2, 1), "WaitingForSlot", "1 run is ahead"),
             (facts(Some(2), 2, 7), "WaitingForSlot", "7 runs are ahead"),
-            (facts(Some(2), 2, 1000), "WaitingForSlot", "at least 1000 runs are ahead"),
+            (facts(Some(2), 2, AHEAD_COUNTED), "WaitingForSlot", "at least 200 runs are ahead"),
         ];
         for (facts, code, words) in cases {
             let reason = waiting(&facts);
