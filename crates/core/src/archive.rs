@@ -548,7 +548,7 @@ mod tests {
             let names: Vec<Vec<u8>> = names.into_iter().map(|(mut n, dir)| { if dir { n.push(b'/'); } n }).collect();
             let entries = names.iter().map(|name| EntryHeader { name, unix_mode: 0, size_bytes: 0, ..file("") });
             if let Ok(plan) = check(entries, &ArchiveLimits::default()) {
-                let root = Path::new("/root/of/it");
+                let root = Path::new("/some/folder");
                 let mut seen = std::collections::HashSet::new();
                 for path in plan.files.iter().map(|f| &f.path).chain(&plan.folders) {
                     let joined = root.join(path);
