@@ -66,6 +66,12 @@ impl Bench for LocalBench {
     }
 
     fn kill_agent(&self, attempt: AttemptId) {
+        // The stand-in notes its process id an instant after it took the lock, in two steps: the file, then the line.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !self.read(attempt, "pid").ends_with('\n') {
+            assert!(Instant::now() < deadline, "waited too long for the agent's process id");
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let pid = self.read(attempt, "pid").trim().parse().unwrap();
         let pid = rustix::process::Pid::from_raw(pid).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
