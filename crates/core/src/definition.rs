@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{environment::EnvironmentSpec, ids::ComputeName};
+use crate::{environment::EnvironmentSpec, ids::ComputeName, run::RetryWish};
 
 /// Everything needed to execute a run, apart from its snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +30,9 @@ pub struct Definition {
     pub priority: i64,
     /// What is kept of the working directory.
     pub history: History,
+    /// How often it is tried again, where that differs from the target's rule.
+    #[serde(default)]
+    pub retries: RetryWish,
 }
 
 /// What is started in the working directory, which is a copy of the snapshot.

@@ -34,6 +34,8 @@ pub enum ErrorKind {
     StorageFull,
     /// A dependency such as the database does not answer right now.
     Unavailable,
+    /// The caller speaks a version of the agent's protocol that this server does not understand.
+    UpgradeRequired,
     /// A known corner of a foreign API that this server does not act on.
     Unsupported,
     /// Our bug.

@@ -18,6 +18,8 @@ pub struct QueuedRun {
     pub priority: i64,
     /// When it was accepted, microseconds since the epoch.
     pub created_us: i64,
+    /// Not admitted before this, microseconds since the epoch: it failed, and is tried again.
+    pub not_before_us: Option<i64>,
 }
 
 /// One compute target and the head of its queue.
@@ -44,12 +46,12 @@ pub struct Admission {
     pub run: RunId,
 }
 
-/// Which of the waiting runs get a slot now, in the order in which they are to be started.
-pub fn plan(targets: &[TargetView]) -> Vec<Admission> {
+/// Which of the waiting runs get a slot at `now_us`, in the order in which they are to be started.
+pub fn plan(targets: &[TargetView], now_us: i64) -> Vec<Admission> {
     let mut admissions = Vec::new();
     for target in targets {
         let free = target.slots.saturating_sub(target.busy) as usize;
-        let mut queue: Vec<&QueuedRun> = target.queue.iter().collect();
+        let mut queue: Vec<&QueuedRun> = target.queue.iter().filter(|queued| queued.not_before_us.is_none_or(|at| at <= now_us)).collect();
         queue.sort_by(|a, b| queue_key(a).cmp(&queue_key(b)));
         admissions.extend(queue.into_iter().take(free).map(|queued| Admission {
             target: target.name.clone(),
@@ -76,6 +78,19 @@ pub struct WaitFacts {
     pub busy: u32,
     /// Runs ahead in the queue, counted up to [`AHEAD_COUNTED`].
     pub ahead: u32,
+    /// Whether the server is drained: nothing is admitted anywhere.
+    pub drained: bool,
+    /// The wait before the next try of a run that failed.
+    pub backoff: Option<Backoff>,
+}
+
+/// Why and how long a run that failed waits before it is tried again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backoff {
+    /// Seconds that are left.
+    pub seconds: u64,
+    /// What ended the attempt before, as a sentence.
+    pub reason: String,
 }
 
 /// Positions beyond this are given as "at least": counting further would cost more than it tells.
@@ -84,7 +99,7 @@ pub const AHEAD_COUNTED: u32 = 200;
 /// Why a run waits: a bounded code and a sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WaitReason {
-    /// `TargetMissing`, `NoSlots`, `WaitingForSlot` or `Admitting`.
+    /// `Drained`, `TargetMissing`, `NoSlots`, `RetryBackoff`, `WaitingForSlot` or `Admitting`.
     pub code: &'static str,
     /// For the person who waits.
     pub message: String,
@@ -93,6 +108,11 @@ pub struct WaitReason {
 /// Says why a run waits.
 pub fn waiting(facts: &WaitFacts) -> WaitReason {
     let target = &facts.target;
+    if facts.drained {
+        let message =
+            "the server is drained: its operator lets running work end and starts nothing new until `trainyard drain --end`".to_owned();
+        return WaitReason { code: "Drained", message };
+    }
     let Some(slots) = facts.slots else {
         let message = format!(
             "target `{target}` is not in the server's configuration any more; the run waits until it is back or the run is cancelled"
@@ -102,6 +122,9 @@ pub fn waiting(facts: &WaitFacts) -> WaitReason {
     if slots == 0 {
         let message = format!("target `{target}` has no slots; its configuration says slots = 0");
         return WaitReason { code: "NoSlots", message };
+    }
+    if let Some(Backoff { seconds, reason }) = &facts.backoff {
+        return WaitReason { code: "RetryBackoff", message: format!("is tried again in {seconds} s: {reason}") };
     }
     if facts.busy < slots && facts.ahead == 0 {
         return WaitReason { code: "Admitting", message: format!("next on target `{target}`: a slot is free") };
@@ -125,7 +148,7 @@ mod tests {
     use super::*;
 
     fn queued(run: &str, priority: i64, created_us: i64) -> QueuedRun {
-        QueuedRun { workspace: WorkspaceId(Uuid::from_u128(1)), run: RunId::new(run).unwrap(), priority, created_us }
+        QueuedRun { workspace: WorkspaceId(Uuid::from_u128(1)), run: RunId::new(run).unwrap(), priority, created_us, not_before_us: None }
     }
 
     fn target(slots: u32, busy: u32, queue: Vec<QueuedRun>) -> TargetView {
@@ -133,7 +156,7 @@ mod tests {
     }
 
     fn admitted(targets: &[TargetView]) -> Vec<String> {
-        plan(targets).into_iter().map(|admission| admission.run.to_string()).collect()
+        plan(targets, 100).into_iter().map(|admission| admission.run.to_string()).collect()
     }
 
     #[test]
@@ -148,13 +171,21 @@ mod tests {
         assert!(admitted(&[target(1, 3, vec![queued("a", 0, 0)])]).is_empty());
     }
 
+    #[test]
+    fn a_run_that_failed_is_not_admitted_before_its_time_and_lets_others_pass() {
+        let failed = QueuedRun { not_before_us: Some(101), ..queued("failed", 0, 1) };
+        let views = [target(1, 0, vec![failed, queued("other", 0, 2)])];
+        assert_eq!(admitted(&views), ["other"]);
+        assert_eq!(plan(&views, 101)[0].run.as_str(), "failed");
+    }
+
     proptest! {
         #[test]
         fn no_more_than_the_free_slots_and_never_a_worse_run_before_a_better_one(
             slots in 0..6u32, busy in 0..6u32, runs in prop::collection::vec((-2..3i64, 0..5i64), 0..12)
         ) {
             let queue: Vec<_> = runs.iter().enumerate().map(|(n, (priority, at))| queued(&format!("r{n}"), *priority, *at)).collect();
-            let admissions = plan(&[target(slots, busy, queue.clone())]);
+            let admissions = plan(&[target(slots, busy, queue.clone())], 100);
             let free = slots.saturating_sub(busy) as usize;
             prop_assert_eq!(admissions.len(), free.min(queue.len()));
             let position = |run: &QueuedRun| admissions.iter().position(|admission| admission.run == run.run);
@@ -171,8 +202,12 @@ mod tests {
 
     #[test]
     fn every_waiting_run_is_told_why() {
-        let facts = |slots, busy, ahead| WaitFacts { target: ComputeName::new("gpu").unwrap(), slots, busy, ahead };
+        let facts =
+            |slots, busy, ahead| WaitFacts { target: ComputeName::new("gpu").unwrap(), slots, busy, ahead, drained: false, backoff: None };
+        let backoff = Some(Backoff { seconds: 7, reason: "the machine went away".into() });
         let cases = [
+            (WaitFacts { drained: true, ..facts(Some(1), 0, 0) }, "Drained", "trainyard drain --end"),
+            (WaitFacts { backoff, ..facts(Some(1), 0, 0) }, "RetryBackoff", "in 7 s: the machine went away"),
             (facts(None, 0, 0), "TargetMissing", "not in the server's configuration"),
             (facts(Some(0), 0, 0), "NoSlots", "slots = 0"),
             (facts(Some(2), 1, 0), "Admitting", "a slot is free"),

@@ -7,9 +7,16 @@
 //! Being asked to stop is not a state: [`Desired::Cancel`] stands beside the state, so that "cancel while preparing" and
 //! "cancel while running" need no states of their own. Each dialect derives its status word from the two.
 
+mod cause;
+mod retry;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+pub use self::{
+    cause::{Cause, RetryClass},
+    retry::{Retries, Retry, RetryPolicy, RetryWish},
+};
 use crate::ids::AttemptId;
 
 /// Where a run is in its life.
@@ -93,129 +100,6 @@ pub enum Ownership {
     External,
 }
 
-/// What ended an attempt.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum Cause {
-    /// The code ended with exit code 0.
-    Completed,
-    /// The code ended with another exit code.
-    ExitCode {
-        /// The code, 1 to 255.
-        code: i32,
-    },
-    /// The code was killed by a signal that this server did not send.
-    Signal {
-        /// The signal's number.
-        signal: i32,
-    },
-    /// The code ran longer than `MaxRunDurationSeconds` and was stopped.
-    TimeLimit {
-        /// The limit, in seconds.
-        limit_seconds: u64,
-    },
-    /// Somebody asked for it.
-    Cancelled {
-        /// Who, as far as known.
-        by: Option<String>,
-    },
-    /// The environment could not be built.
-    EnvironmentFailed {
-        /// The resolver's own words.
-        message: String,
-    },
-    /// The snapshot could not be fetched or unpacked.
-    SnapshotFailed {
-        /// Why.
-        message: String,
-    },
-    /// The process of the user's code could not be started.
-    StartFailed {
-        /// Why.
-        message: String,
-    },
-    /// The agent vanished without an exit record.
-    AgentLost {
-        /// What is known about it.
-        message: String,
-    },
-    /// A client that runs the code itself reported the failure.
-    Reported {
-        /// What it said.
-        message: String,
-    },
-}
-
-impl Cause {
-    /// A bounded word for metrics and display.
-    pub fn label(&self) -> &'static str {
-        match self {
-            Self::Completed => "completed",
-            Self::ExitCode { .. } => "exit_code",
-            Self::Signal { .. } => "signal",
-            Self::TimeLimit { .. } => "time_limit",
-            Self::Cancelled { .. } => "cancelled",
-            Self::EnvironmentFailed { .. } => "environment_failed",
-            Self::SnapshotFailed { .. } => "snapshot_failed",
-            Self::StartFailed { .. } => "start_failed",
-            Self::AgentLost { .. } => "agent_lost",
-            Self::Reported { .. } => "reported",
-        }
-    }
-
-    /// The end state that follows from the cause.
-    pub fn end_state(&self) -> RunState {
-        match self {
-            Self::Completed => RunState::Completed,
-            Self::Cancelled { .. } => RunState::Canceled,
-            Self::ExitCode { .. }
-            | Self::Signal { .. }
-            | Self::TimeLimit { .. }
-            | Self::EnvironmentFailed { .. }
-            | Self::SnapshotFailed { .. }
-            | Self::StartFailed { .. }
-            | Self::AgentLost { .. }
-            | Self::Reported { .. } => RunState::Failed,
-        }
-    }
-
-    /// Whether the user's code (or request) is the reason, rather than this server or its machines.
-    pub fn is_users(&self) -> bool {
-        match self {
-            Self::Completed
-            | Self::ExitCode { .. }
-            | Self::Signal { .. }
-            | Self::TimeLimit { .. }
-            | Self::Cancelled { .. }
-            | Self::EnvironmentFailed { .. }
-            | Self::SnapshotFailed { .. }
-            | Self::Reported { .. } => true,
-            Self::StartFailed { .. } | Self::AgentLost { .. } => false,
-        }
-    }
-
-    /// One sentence for the person who owns the run.
-    pub fn sentence(&self) -> String {
-        match self {
-            Self::Completed => "the code ended with exit code 0".into(),
-            Self::ExitCode { code } => {
-                format!("the code ended with exit code {code}; the end of azureml-logs/70_driver_log.txt has its last words")
-            }
-            Self::Signal { signal } => format!("the code was killed by signal {signal}, which this server did not send"),
-            Self::TimeLimit { limit_seconds } => {
-                format!("the code was stopped: it ran longer than MaxRunDurationSeconds = {limit_seconds}")
-            }
-            Self::Cancelled { by: Some(by) } => format!("cancelled by {by}"),
-            Self::Cancelled { by: None } => "cancelled".into(),
-            Self::EnvironmentFailed { message } => format!("the environment could not be built: {message}"),
-            Self::SnapshotFailed { message } => format!("the snapshot could not be unpacked: {message}"),
-            Self::StartFailed { message } => format!("the code could not be started: {message}"),
-            Self::AgentLost { message } => format!("the agent beside the code is gone without an exit record: {message}"),
-            Self::Reported { message } => message.clone(),
-        }
-    }
-}
-
 /// What the state machine needs to know of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Run {
@@ -229,6 +113,10 @@ pub struct Run {
     pub attempt: Option<AttemptId>,
     /// What ended its last attempt, once known.
     pub cause: Option<Cause>,
+    /// Whether nothing was heard of the live attempt for longer than the heartbeat limit.
+    pub silent: bool,
+    /// How often it was tried again.
+    pub retries: Retries,
 }
 
 /// Something that happened to a run.
@@ -256,12 +144,29 @@ pub enum RunEvent {
         /// What ended it.
         cause: Cause,
     },
-    /// Everything that is kept of the attempt is in the blob store.
-    Finalized,
+    /// Everything that is kept of the attempt is in the blob store: the run ends, or is tried again.
+    Finalized {
+        /// What holds for the run on its target.
+        policy: RetryPolicy,
+    },
+    /// Nothing was heard of the attempt for longer than the heartbeat limit.
+    Silent {
+        /// The attempt.
+        attempt: AttemptId,
+        /// The limit, in seconds.
+        limit_seconds: u64,
+    },
+    /// The attempt was heard again.
+    Heard {
+        /// The attempt.
+        attempt: AttemptId,
+    },
     /// Somebody wants it to stop.
     CancelRequested {
         /// Who.
         by: String,
+        /// Why, if they said so.
+        why: Option<String>,
     },
     /// A client that runs the code itself says that it started.
     ClientStarted,
@@ -280,7 +185,9 @@ impl RunEvent {
             Self::Preparing { .. } => "Preparing",
             Self::Started { .. } => "Started",
             Self::Ended { .. } => "Ended",
-            Self::Finalized => "Finalized",
+            Self::Finalized { .. } => "Finalized",
+            Self::Silent { .. } => "Silent",
+            Self::Heard { .. } => "Heard",
             Self::CancelRequested { .. } => "CancelRequested",
             Self::ClientStarted => "ClientStarted",
             Self::ClientEnded { .. } => "ClientEnded",
@@ -297,6 +204,10 @@ pub struct Change {
     pub desired: Desired,
     /// The cause from now on.
     pub cause: Option<Cause>,
+    /// Whether the live attempt counts as silent from now on.
+    pub silent: bool,
+    /// The other try that begins to wait now.
+    pub retry: Option<Retry>,
     /// What happens to the attempt.
     pub attempt: AttemptChange,
     /// Whether the run's start time is set to now (the user's code started).
@@ -360,6 +271,8 @@ pub fn transition(run: &Run, event: &RunEvent) -> Result<Change, Refused> {
         state,
         desired: run.desired,
         cause: run.cause.clone(),
+        silent: run.silent,
+        retry: None,
         attempt,
         starts: false,
         ends: false,
@@ -379,7 +292,8 @@ pub fn transition(run: &Run, event: &RunEvent) -> Result<Change, Refused> {
             fence(run, *attempt)?;
             match run.state {
                 S::Starting => {
-                    Ok(keep(S::Preparing, AttemptChange::None, TimelineEntry::run("Preparing", json!({ "AttemptId": attempt }))))
+                    let entry = TimelineEntry::run("Preparing", json!({ "AttemptId": attempt }));
+                    Ok(Change { silent: false, ..keep(S::Preparing, AttemptChange::None, entry) })
                 }
                 S::Preparing | S::Running | S::Finalizing => Err(Refused::AlreadySo),
                 S::NotStarted | S::Queued | S::Completed | S::Failed | S::Canceled => Err(refused()),
@@ -390,7 +304,7 @@ pub fn transition(run: &Run, event: &RunEvent) -> Result<Change, Refused> {
             match run.state {
                 S::Starting | S::Preparing => {
                     let entry = TimelineEntry::run("Start", json!({ "AttemptId": attempt }));
-                    Ok(Change { starts: true, ..keep(S::Running, AttemptChange::None, entry) })
+                    Ok(Change { starts: true, silent: false, ..keep(S::Running, AttemptChange::None, entry) })
                 }
                 S::Running | S::Finalizing => Err(Refused::AlreadySo),
                 S::NotStarted | S::Queued | S::Completed | S::Failed | S::Canceled => Err(refused()),
@@ -402,32 +316,60 @@ pub fn transition(run: &Run, event: &RunEvent) -> Result<Change, Refused> {
                 S::Starting | S::Preparing | S::Running => {
                     let data = json!({ "AttemptId": attempt, "Cause": cause, "Message": cause.sentence() });
                     let entry = TimelineEntry::run("Finalizing", data);
-                    Ok(Change { cause: Some(cause.clone()), ..keep(S::Finalizing, AttemptChange::End(*attempt), entry) })
+                    let kept = keep(S::Finalizing, AttemptChange::End(*attempt), entry);
+                    Ok(Change { cause: Some(cause.clone()), silent: false, ..kept })
                 }
                 S::Finalizing => Err(Refused::AlreadySo),
                 S::NotStarted | S::Queued | S::Completed | S::Failed | S::Canceled => Err(refused()),
             }
         }
-        RunEvent::Finalized => match (run.state, &run.cause) {
-            (S::Finalizing, Some(cause)) => {
-                let state = cause.end_state();
-                let entry = end_entry(state, cause);
-                Ok(Change { ends: true, ..keep(state, AttemptChange::Close, entry) })
-            }
+        RunEvent::Finalized { policy } => match (run.state, &run.cause) {
+            (S::Finalizing, Some(cause)) => Ok(match policy.next(run.retries, cause).filter(|_| run.desired == Desired::Run) {
+                Some(retry) => {
+                    let kept = keep(S::Queued, AttemptChange::Close, retry_entry(run.attempt, cause, &retry));
+                    Change { silent: false, retry: Some(retry), ..kept }
+                }
+                None => {
+                    let state = cause.end_state();
+                    Change { ends: true, silent: false, ..keep(state, AttemptChange::Close, end_entry(state, cause)) }
+                }
+            }),
             (S::Completed | S::Failed | S::Canceled, _) => Err(Refused::AlreadySo),
             (S::Finalizing, None) | (S::NotStarted | S::Queued | S::Starting | S::Preparing | S::Running, _) => Err(refused()),
         },
-        RunEvent::CancelRequested { by } => match (run.ownership, run.state, run.desired) {
+        RunEvent::Silent { attempt, limit_seconds } => {
+            fence(run, *attempt)?;
+            match run.state {
+                S::Starting | S::Preparing | S::Running | S::Finalizing if run.silent => Err(Refused::AlreadySo),
+                S::Starting | S::Preparing | S::Running | S::Finalizing => {
+                    let entry = TimelineEntry::run("NotResponding", json!({ "AttemptId": attempt, "LimitSeconds": limit_seconds }));
+                    Ok(Change { silent: true, ..keep(run.state, AttemptChange::None, entry) })
+                }
+                S::NotStarted | S::Queued | S::Completed | S::Failed | S::Canceled => Err(refused()),
+            }
+        }
+        RunEvent::Heard { attempt } => {
+            fence(run, *attempt)?;
+            match run.state {
+                S::Starting | S::Preparing | S::Running | S::Finalizing if !run.silent => Err(Refused::AlreadySo),
+                S::Starting | S::Preparing | S::Running | S::Finalizing => {
+                    let entry = TimelineEntry::run("Responding", json!({ "AttemptId": attempt }));
+                    Ok(Change { silent: false, ..keep(run.state, AttemptChange::None, entry) })
+                }
+                S::NotStarted | S::Queued | S::Completed | S::Failed | S::Canceled => Err(refused()),
+            }
+        }
+        RunEvent::CancelRequested { by, why } => match (run.ownership, run.state, run.desired) {
             (_, S::Completed | S::Failed | S::Canceled, _) => Err(refused()),
             (_, _, Desired::Cancel) => Err(Refused::AlreadySo),
             (Ownership::Managed, S::NotStarted | S::Queued, Desired::Run) | (Ownership::External, _, Desired::Run) => {
-                let cause = Cause::Cancelled { by: Some(by.clone()) };
+                let cause = Cause::Cancelled { by: Some(by.clone()), why: why.clone() };
                 let entry = end_entry(S::Canceled, &cause);
                 let kept = keep(S::Canceled, AttemptChange::None, entry);
                 Ok(Change { desired: Desired::Cancel, cause: Some(cause), ends: true, ..kept })
             }
             (Ownership::Managed, S::Starting | S::Preparing | S::Running | S::Finalizing, Desired::Run) => {
-                let entry = TimelineEntry::run("CancelRequested", json!({ "By": by }));
+                let entry = TimelineEntry::run("CancelRequested", json!({ "By": by, "Why": why }));
                 Ok(Change { desired: Desired::Cancel, ..keep(run.state, AttemptChange::None, entry) })
             }
         },
@@ -466,6 +408,12 @@ fn end_entry(state: RunState, cause: &Cause) -> TimelineEntry {
     TimelineEntry::run(state.as_str(), json!({ "Cause": cause, "Message": cause.sentence() }))
 }
 
+fn retry_entry(attempt: Option<AttemptId>, cause: &Cause, retry: &Retry) -> TimelineEntry {
+    let Retry { number, of, wait_seconds, .. } = retry;
+    let message = format!("{}; tried again in {wait_seconds} s (retry {number} of {of})", cause.sentence());
+    TimelineEntry::run("Retrying", json!({ "AttemptId": attempt, "Cause": cause, "Message": message, "Retry": number, "Of": of }))
+}
+
 /// The invariants that a run's row must keep; each returns a sentence when broken. Used by property tests and by the
 /// background check.
 pub fn violations(run: &Run) -> Vec<&'static str> {
@@ -484,6 +432,9 @@ pub fn violations(run: &Run) -> Vec<&'static str> {
     }
     if matches!(run.state, RunState::Queued | RunState::NotStarted) && run.attempt.is_some() {
         found.push("a waiting run has a live attempt");
+    }
+    if run.silent && run.attempt.is_none() {
+        found.push("a run without a live attempt counts as silent");
     }
     if run.state == RunState::Finalizing && run.cause.is_none() {
         found.push("a run is finalizing without a cause");

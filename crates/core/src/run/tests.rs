@@ -8,7 +8,15 @@ fn attempt(n: u8) -> AttemptId {
 }
 
 fn queued() -> Run {
-    Run { ownership: Ownership::Managed, state: RunState::Queued, desired: Desired::Run, attempt: None, cause: None }
+    Run {
+        ownership: Ownership::Managed,
+        state: RunState::Queued,
+        desired: Desired::Run,
+        attempt: None,
+        cause: None,
+        silent: false,
+        retries: Retries::default(),
+    }
 }
 
 /// What the store does with a change.
@@ -18,7 +26,15 @@ fn apply(run: &Run, change: &Change) -> Run {
         AttemptChange::Open(attempt) => Some(attempt),
         AttemptChange::Close => None,
     };
-    Run { ownership: run.ownership, state: change.state, desired: change.desired, attempt, cause: change.cause.clone() }
+    Run {
+        ownership: run.ownership,
+        state: change.state,
+        desired: change.desired,
+        attempt,
+        cause: change.cause.clone(),
+        silent: change.silent,
+        retries: change.retry.map_or(run.retries, |retry| retry.retries),
+    }
 }
 
 fn events() -> Vec<RunEvent> {
@@ -28,8 +44,10 @@ fn events() -> Vec<RunEvent> {
         RunEvent::Preparing { attempt },
         RunEvent::Started { attempt },
         RunEvent::Ended { attempt, cause: Cause::ExitCode { code: 3 } },
-        RunEvent::Finalized,
-        RunEvent::CancelRequested { by: "someone".into() },
+        RunEvent::Finalized { policy: RetryPolicy::default() },
+        RunEvent::Silent { attempt, limit_seconds: 30 },
+        RunEvent::Heard { attempt },
+        RunEvent::CancelRequested { by: "someone".into(), why: None },
         RunEvent::ClientStarted,
         RunEvent::ClientEnded { cause: Cause::Completed },
     ]
@@ -40,10 +58,11 @@ fn in_state(ownership: Ownership, state: RunState, desired: Desired) -> Run {
     let cause = match state {
         RunState::Finalizing | RunState::Failed => Some(Cause::ExitCode { code: 3 }),
         RunState::Completed => Some(Cause::Completed),
-        RunState::Canceled => Some(Cause::Cancelled { by: None }),
+        RunState::Canceled => Some(Cause::Cancelled { by: None, why: None }),
         RunState::NotStarted | RunState::Queued | RunState::Starting | RunState::Preparing | RunState::Running => None,
     };
-    Run { ownership, state, desired, attempt: (executing && ownership == Ownership::Managed).then(|| attempt(1)), cause }
+    let attempt = (executing && ownership == Ownership::Managed).then(|| attempt(1));
+    Run { ownership, state, desired, attempt, cause, silent: false, retries: Retries::default() }
 }
 
 /// The whole table: every state, wish and event of a managed run, as one text that a reviewer can read.
@@ -81,7 +100,7 @@ fn any_cause() -> impl Strategy<Value = Cause> {
         (1..256i32).prop_map(|code| Cause::ExitCode { code }),
         Just(Cause::Signal { signal: 9 }),
         Just(Cause::TimeLimit { limit_seconds: 5 }),
-        Just(Cause::Cancelled { by: None }),
+        Just(Cause::Cancelled { by: None, why: None }),
         Just(Cause::EnvironmentFailed { message: "no".into() }),
         Just(Cause::AgentLost { message: "gone".into() }),
     ]
@@ -93,9 +112,13 @@ fn any_event() -> impl Strategy<Value = RunEvent> {
         attempts.clone().prop_map(|attempt| RunEvent::Admitted { attempt }),
         attempts.clone().prop_map(|attempt| RunEvent::Preparing { attempt }),
         attempts.clone().prop_map(|attempt| RunEvent::Started { attempt }),
-        (attempts, any_cause()).prop_map(|(attempt, cause)| RunEvent::Ended { attempt, cause }),
-        Just(RunEvent::Finalized),
-        Just(RunEvent::CancelRequested { by: "someone".into() }),
+        (attempts.clone(), any_cause()).prop_map(|(attempt, cause)| RunEvent::Ended { attempt, cause }),
+        (0..3u32, 0..2u32).prop_map(|(infrastructure, user_code)| RunEvent::Finalized {
+            policy: RetryPolicy { infrastructure, user_code, backoff_seconds: 1 }
+        }),
+        attempts.clone().prop_map(|attempt| RunEvent::Silent { attempt, limit_seconds: 30 }),
+        attempts.clone().prop_map(|attempt| RunEvent::Heard { attempt }),
+        Just(RunEvent::CancelRequested { by: "someone".into(), why: None }),
         Just(RunEvent::ClientStarted),
         any_cause().prop_map(|cause| RunEvent::ClientEnded { cause }),
     ]
@@ -113,8 +136,15 @@ proptest! {
             prop_assert!(!before.state.is_terminal(), "a terminal run changed: {:?} on {:?}", event, before);
             prop_assert_eq!(change.ends, run.state.is_terminal());
             prop_assert!(before.desired == Desired::Run || run.desired == Desired::Cancel, "a cancel was taken back");
-            if let Some(cause) = &before.cause {
+            // The cause of an attempt stands until the run gets another attempt, or is cancelled while it waits for one.
+            if let Some(cause) = &before.cause
+                && before.state == RunState::Finalizing
+            {
                 prop_assert_eq!(Some(cause), run.cause.as_ref(), "a cause changed");
+            }
+            if let Some(retry) = change.retry {
+                prop_assert_eq!((run.state, before.desired), (RunState::Queued, Desired::Run));
+                prop_assert!(retry.number <= retry.of);
             }
         }
     }
@@ -153,7 +183,7 @@ fn the_usual_life_of_a_run() {
         (RunEvent::Preparing { attempt }, RunState::Preparing),
         (RunEvent::Started { attempt }, RunState::Running),
         (RunEvent::Ended { attempt, cause: Cause::Completed }, RunState::Finalizing),
-        (RunEvent::Finalized, RunState::Completed),
+        (RunEvent::Finalized { policy: RetryPolicy::default() }, RunState::Completed),
     ];
     for (event, expected) in steps {
         run = apply(&run, &transition(&run, &event).unwrap());
@@ -162,11 +192,55 @@ fn the_usual_life_of_a_run() {
 }
 
 #[test]
+fn a_lost_attempt_is_tried_again_under_the_same_run_until_the_retries_are_used_up() {
+    let policy = RetryPolicy { infrastructure: 1, user_code: 0, backoff_seconds: 7 };
+    let lost = Cause::AgentLost { message: "gone".into() };
+    let mut run = queued();
+    for (n, after) in [(1, RunState::Queued), (2, RunState::Failed)] {
+        let attempt = attempt(n);
+        for event in [RunEvent::Admitted { attempt }, RunEvent::Started { attempt }, RunEvent::Ended { attempt, cause: lost.clone() }] {
+            run = apply(&run, &transition(&run, &event).unwrap());
+        }
+        let change = transition(&run, &RunEvent::Finalized { policy }).unwrap();
+        assert_eq!(change.retry.map(|retry| retry.wait_seconds), (after == RunState::Queued).then_some(7));
+        run = apply(&run, &change);
+        assert_eq!(run.state, after);
+        let late = RunEvent::Ended { attempt, cause: Cause::Completed };
+        assert_eq!(transition(&run, &late), Err(Refused::Fenced), "an attempt that was given up says nothing more");
+    }
+}
+
+#[test]
+fn a_run_that_is_to_be_cancelled_is_not_tried_again() {
+    let run = Run {
+        cause: Some(Cause::AgentLost { message: "gone".into() }),
+        ..in_state(Ownership::Managed, RunState::Finalizing, Desired::Cancel)
+    };
+    let change = transition(&run, &RunEvent::Finalized { policy: RetryPolicy::default() }).unwrap();
+    assert_eq!((change.state, change.retry), (RunState::Failed, None));
+}
+
+#[test]
+fn silence_is_noted_once_and_ends_with_the_next_word() {
+    let attempt = attempt(1);
+    let run = in_state(Ownership::Managed, RunState::Running, Desired::Run);
+    let silent = RunEvent::Silent { attempt, limit_seconds: 30 };
+    let run = apply(&run, &transition(&run, &silent).unwrap());
+    assert!(run.silent && run.state == RunState::Running);
+    assert_eq!(transition(&run, &silent), Err(Refused::AlreadySo));
+    let heard = apply(&run, &transition(&run, &RunEvent::Heard { attempt }).unwrap());
+    assert!(!heard.silent);
+}
+
+#[test]
 fn a_cancel_that_comes_too_late_does_not_turn_success_into_a_cancel() {
     let attempt = attempt(1);
     let mut run = in_state(Ownership::Managed, RunState::Running, Desired::Run);
-    for event in [RunEvent::CancelRequested { by: "me".into() }, RunEvent::Ended { attempt, cause: Cause::Completed }, RunEvent::Finalized]
-    {
+    for event in [
+        RunEvent::CancelRequested { by: "me".into(), why: None },
+        RunEvent::Ended { attempt, cause: Cause::Completed },
+        RunEvent::Finalized { policy: RetryPolicy::default() },
+    ] {
         run = apply(&run, &transition(&run, &event).unwrap());
     }
     assert_eq!(run.state, RunState::Completed);
