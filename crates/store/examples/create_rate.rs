@@ -24,7 +24,7 @@ use trainyard_core::{
     environment::EnvironmentSpec,
     filter::{Direction, OrderBy, OrderField},
     ids::{ComputeName, Digest, ExperimentId, ExperimentName, RunId, WorkspaceId, WorkspacePath},
-    run::{Desired, Ownership, RunState, TimelineEntry},
+    run::{Desired, Ownership, Retries, RetryWish, RunState, TimelineEntry},
 };
 use trainyard_store::{
     PageRequest, Store, StoreOptions,
@@ -171,6 +171,7 @@ async fn place(store: &Store) -> Result<Arc<RunRecord>, Failure> {
         max_run_duration_seconds: Some(3600),
         priority: 0,
         history: History::default(),
+        retries: RetryWish::default(),
     };
     let id = RunId::new("template")?;
     Ok(Arc::new(RunRecord {
@@ -199,6 +200,10 @@ async fn place(store: &Store) -> Result<Arc<RunRecord>, Failure> {
         run_type: Some("azureml.scriptrun".into()),
         script_name: Some("hello.py".into()),
         cancel_reason: None,
+        cancelled_by: None,
+        silent: false,
+        retries: Retries::default(),
+        not_before_us: None,
         hidden: false,
         created_by: json!({ "userObjectId": workspace, "userTenantId": workspace, "userName": "create_rate" }),
         properties: [("ContentSnapshotId".to_owned(), Some(Uuid::new_v4().to_string()))].into(),

@@ -43,6 +43,8 @@ pub struct Attempt {
     pub state: AttemptState,
     /// When it was stored, microseconds since the epoch.
     pub intended_us: i64,
+    /// When the user's code started.
+    pub started_us: Option<i64>,
     /// When its end became known.
     pub ended_us: Option<i64>,
     /// What ended it.
@@ -64,7 +66,7 @@ impl AttemptState {
 
 macro_rules! select {
     () => {
-        "select a.id, a.workspace, a.run, a.number, a.target, a.state, a.intended_us, a.ended_us, a.cause, a.node from attempts a"
+        "select a.id, a.workspace, a.run, a.number, a.target, a.state, a.intended_us, a.started_us, a.ended_us, a.cause, a.node from attempts a"
     };
 }
 
@@ -105,6 +107,12 @@ pub(crate) async fn open(conn: &mut Conn, record: &RunRecord, attempt: AttemptId
     conn.execute(sql).await.map(|_| ())
 }
 
+/// Notes the start of the user's code.
+pub(crate) async fn start(conn: &mut Conn, attempt: AttemptId, at_us: i64) -> Result<()> {
+    let sql = Sql::new("update attempts set started_us = $2 where id = $1 and started_us is null");
+    conn.execute(sql.bind(attempt.to_string()).bind(at_us)).await.map(|_| ())
+}
+
 /// Notes the end and cause of an attempt.
 pub(crate) async fn end(conn: &mut Conn, attempt: AttemptId, cause: Option<&Cause>, at_us: i64) -> Result<()> {
     let sql = Sql::new("update attempts set state = 'Ended', ended_us = $2, cause = $3 where id = $1 and state = 'Intended'")
@@ -137,6 +145,7 @@ pub(crate) fn decode(row: &mut Columns<'_>) -> Result<Attempt> {
             other => return Err(Error::internal(format!("an attempt has the unknown state `{other}`"))),
         },
         intended_us: row.int()?,
+        started_us: row.opt_int()?,
         ended_us: row.opt_int()?,
         cause: row.opt_json()?,
         node: row.opt_text()?,

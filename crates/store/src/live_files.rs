@@ -1,9 +1,12 @@
 //! Files that still grow: logs of runs in execution, appended to by agents and followed by readers.
 //!
-//! They are plain files under `DIR/live/<workspace>/<run>/<path>`, not rows. An agent sends the offset with the bytes; what is
+//! They are plain files under `DIR/live/<workspace>/<run>.<attempt>/<path>`, not rows: an attempt that was given up can not write into the files
+//! of the next one. An agent sends the offset with the bytes; what is
 //! there already is skipped and a gap is refused with the present length, so that an agent which lost an answer, or whose
 //! server lost power before the bytes reached the disk, finds its place again from its own spool. That is why nothing is
 //! flushed here: the agent keeps what it sent until the file is a blob. Files only grow.
+
+mod inventory;
 
 use std::{
     fs, io,
@@ -17,8 +20,10 @@ use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use trainyard_core::{
     Error, ErrorKind, Result,
-    ids::{RunId, WorkspaceId},
+    ids::{AttemptId, RunId, WorkspaceId},
 };
+
+use crate::artifacts::Artifact;
 
 /// Longest path of a live file, in bytes.
 const MAX_PATH: usize = 1024;
@@ -27,7 +32,7 @@ const MAX_COMPONENT: usize = 255;
 /// Locks that appends are spread over.
 const LOCKS: usize = 64;
 /// Longest run id that is a folder's name as it is.
-const MAX_PLAIN_RUN: usize = 200;
+const MAX_PLAIN_RUN: usize = 180;
 
 /// Which live file.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -36,8 +41,18 @@ pub struct LiveKey {
     pub workspace: WorkspaceId,
     /// The run.
     pub run: RunId,
+    /// The attempt that writes it; `None` for files from before a run could have several.
+    pub attempt: Option<AttemptId>,
     /// The path in the run's artifact container, e.g. `azureml-logs/70_driver_log.txt`.
     pub path: String,
+}
+
+impl LiveKey {
+    /// The live file of an artifact of a run that is one still; `None` when it is in a container that is no run's.
+    pub fn of(artifact: &Artifact) -> Option<Self> {
+        let run = artifact.run()?;
+        Some(Self { workspace: artifact.workspace, run, attempt: artifact.attempt, path: artifact.path.clone() })
+    }
 }
 
 /// The live files of a data directory. Cheap to clone.
@@ -119,9 +134,9 @@ impl LiveFiles {
         .await
     }
 
-    /// The paths of a run's live files, in the order of their bytes.
-    pub async fn list(&self, workspace: WorkspaceId, run: &RunId) -> Result<Vec<String>> {
-        let folder = self.folder(workspace, run);
+    /// The paths of an attempt's live files, in the order of their bytes.
+    pub async fn list(&self, workspace: WorkspaceId, run: &RunId, attempt: Option<AttemptId>) -> Result<Vec<String>> {
+        let folder = self.folder(workspace, run, attempt);
         blocking(move || {
             let mut paths = Vec::new();
             collect(&folder, "", &mut paths)?;
@@ -145,9 +160,9 @@ impl LiveFiles {
         .await
     }
 
-    /// Removes all live files of a run; that there are none is fine.
-    pub async fn remove_run(&self, workspace: WorkspaceId, run: &RunId) -> Result<()> {
-        let folder = self.folder(workspace, run);
+    /// Removes all live files of an attempt; that there are none is fine.
+    pub async fn remove_all(&self, workspace: WorkspaceId, run: &RunId, attempt: Option<AttemptId>) -> Result<()> {
+        let folder = self.folder(workspace, run, attempt);
         blocking(move || match fs::remove_dir_all(&folder) {
             Err(error) if !is_absent(&error) => Err(failed(error)),
             _ => Ok(()),
@@ -155,13 +170,16 @@ impl LiveFiles {
         .await
     }
 
-    fn folder(&self, workspace: WorkspaceId, run: &RunId) -> PathBuf {
-        self.root.join(workspace.to_string()).join(run_folder(run))
+    fn folder(&self, workspace: WorkspaceId, run: &RunId, attempt: Option<AttemptId>) -> PathBuf {
+        let run = run_folder(run);
+        let name = attempt.map_or_else(|| run.clone(), |attempt| format!("{run}.{attempt}"));
+        self.root.join(workspace.to_string()).join(name)
     }
 
-    fn locate(&self, key: &LiveKey) -> Result<PathBuf> {
+    /// Where the file of `key` is, or would be.
+    pub(crate) fn locate(&self, key: &LiveKey) -> Result<PathBuf> {
         check_path(&key.path)?;
-        Ok(self.folder(key.workspace, &key.run).join(&key.path))
+        Ok(self.folder(key.workspace, &key.run, key.attempt).join(&key.path))
     }
 }
 

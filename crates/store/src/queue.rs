@@ -7,7 +7,7 @@ use trainyard_core::{
     definition::Definition,
     ids::{ComputeName, ExperimentId, RunId, WorkspaceId},
     plan::QueuedRun,
-    run::{Desired, RunState},
+    run::{Desired, Retries, RunState},
 };
 
 use crate::{
@@ -31,28 +31,32 @@ pub struct LiveRun {
     pub state: RunState,
     /// What is wanted.
     pub desired: Desired,
-    /// Who asked for a cancel: the row's `cancel_reason`, which `apply` writes for `RunEvent::CancelRequested { by }`.
+    /// Whether the live attempt counts as silent.
+    pub silent: bool,
+    /// How often it was tried again.
+    pub retries: Retries,
+    /// Who asked for a cancel.
     pub cancelled_by: Option<String>,
+    /// Why, if they said so.
+    pub cancel_reason: Option<String>,
     /// The row's version.
     pub version: i64,
-    /// When the user's code started, microseconds since the epoch.
-    pub started_us: Option<i64>,
     /// What it executes.
     pub definition: Option<Definition>,
 }
 
 impl Store {
-    /// For each target with its number of free slots: as many waiting runs as could get one, in queue order. Targets without free
-    /// slots or without waiting runs are left out.
-    pub async fn queue_heads(&self, free: &[(ComputeName, u32)]) -> Result<Vec<(ComputeName, Vec<QueuedRun>)>> {
+    /// For each target with its number of free slots: as many waiting runs as could get one at `now_us`, in queue order. Targets without
+    /// free slots or without such runs are left out.
+    pub async fn queue_heads(&self, free: &[(ComputeName, u32)], now_us: i64) -> Result<Vec<(ComputeName, Vec<QueuedRun>)>> {
         let mut conn = self.reader().await?;
         let mut heads = Vec::new();
         for (target, slots) in free.iter().filter(|(_, slots)| *slots > 0) {
             let sql = Sql::new(
-                "select workspace, id, priority, created_us from runs where state = 'Queued' and target = $1 \
-                 order by priority desc, created_us, id, workspace limit $2",
+                "select workspace, id, priority, created_us, not_before_us from runs where state = 'Queued' and target = $1 \
+                 and (not_before_us is null or not_before_us <= $3) order by priority desc, created_us, id, workspace limit $2",
             );
-            let rows = conn.fetch_all(sql.bind(target.as_str()).bind(i64::from(*slots))).await?;
+            let rows = conn.fetch_all(sql.bind(target.as_str()).bind(i64::from(*slots)).bind(now_us)).await?;
             let queue = rows.iter().map(queued).collect::<Result<Vec<_>>>()?;
             if !queue.is_empty() {
                 heads.push((target.clone(), queue));
@@ -124,8 +128,8 @@ impl Store {
     /// Every run that this server executes now, with its live attempt: what the reconciler works through.
     pub async fn runs_in_execution(&self) -> Result<Vec<LiveRun>> {
         let sql = Sql::new(
-            "select r.workspace, r.id, r.state, r.desired, r.cancel_reason, r.version, r.started_us, d.definition, \
-             a.id, a.workspace, a.run, a.number, a.target, a.state, a.intended_us, a.ended_us, a.cause, a.node \
+            "select r.workspace, r.id, r.state, r.desired, r.silent, r.retries, r.cancelled_by, r.cancel_reason, r.version, d.definition, \
+             a.id, a.workspace, a.run, a.number, a.target, a.state, a.intended_us, a.started_us, a.ended_us, a.cause, a.node \
              from runs r join attempts a on a.id = r.attempt \
              left join run_documents d on d.workspace = r.workspace and d.run = r.id \
              where r.state in ('Starting', 'Preparing', 'Running', 'Finalizing') order by a.intended_us, a.id",
@@ -136,7 +140,13 @@ impl Store {
 
 fn queued(row: &Row) -> Result<QueuedRun> {
     let mut row = row.columns();
-    Ok(QueuedRun { workspace: row.parse()?, run: row.parse()?, priority: row.int()?, created_us: row.int()? })
+    Ok(QueuedRun {
+        workspace: row.parse()?,
+        run: row.parse()?,
+        priority: row.int()?,
+        created_us: row.int()?,
+        not_before_us: row.opt_int()?,
+    })
 }
 
 fn live(row: &Row) -> Result<LiveRun> {
@@ -146,9 +156,11 @@ fn live(row: &Row) -> Result<LiveRun> {
         run: row.parse()?,
         state: run_row::state(&mut row)?,
         desired: run_row::desired(&mut row)?,
+        silent: row.flag()?,
+        retries: row.opt_json()?.unwrap_or_default(),
         cancelled_by: row.opt_text()?,
+        cancel_reason: row.opt_text()?,
         version: row.int()?,
-        started_us: row.opt_int()?,
         definition: row.opt_json()?,
         attempt: attempts::decode(&mut row)?,
     })

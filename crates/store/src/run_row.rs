@@ -21,7 +21,8 @@ macro_rules! run_columns {
         "select r.workspace, r.id, r.uuid, r.number, r.experiment, e.name, r.parent, r.root, r.ownership, r.state, r.desired, \
          r.version, r.attempt, r.cause, r.created_us, r.started_us, r.ended_us, r.priority, r.target, r.name, r.display_name, \
          r.description, r.run_type, r.script_name, r.cancel_reason, r.hidden, r.created_by, r.properties, r.tags, r.extra, \
-         r.warnings, r.error, r.snapshot, r.environment, r.request_digest, d.definition, d.document"
+         r.warnings, r.error, r.snapshot, r.environment, r.request_digest, r.silent, r.retries, r.not_before_us, r.cancelled_by, \
+         d.definition, d.document"
     };
 }
 pub(crate) use run_columns;
@@ -38,7 +39,7 @@ pub(crate) use run_joins;
 /// Reads one whole [`RunRecord`].
 const SELECT_ONE: &str = concat!(run_columns!(), " from runs r", run_joins!(), " where r.workspace = $1 and r.id = $2");
 
-/// Writes what [`encode`] gives.
+/// Writes what [`encode`] gives. What a new run never has (silence, retries, a cancel) is left to the defaults of the columns.
 pub(crate) const INSERT: &str = "insert into runs (workspace, id, uuid, number, experiment, parent, root, ownership, state, desired, version, \
      attempt, cause, created_us, started_us, ended_us, priority, target, name, display_name, description, run_type, script_name, \
      cancel_reason, hidden, created_by, properties, tags, extra, warnings, error, snapshot, environment, request_digest) values ";
@@ -110,6 +111,10 @@ pub(crate) fn decode(row: &Row) -> Result<RunRecord> {
         snapshot: row.opt_uuid()?,
         environment: row.opt_parse()?,
         request_digest: row.opt_parse()?,
+        silent: row.flag()?,
+        retries: row.opt_json()?.unwrap_or_default(),
+        not_before_us: row.opt_int()?,
+        cancelled_by: row.opt_text()?,
         definition: row.opt_json()?,
         document: row.opt_json()?,
     })

@@ -11,7 +11,7 @@ use trainyard_core::{
     definition::Definition,
     filter::{Filter, OrderBy},
     ids::{AttemptId, Digest, EnvironmentHash, ExperimentId, ExperimentName, RunId, WorkspaceId},
-    run::{Cause, Desired, Ownership, RunState, TimelineEntry},
+    run::{Cause, Desired, Ownership, Retries, Run, RunState, TimelineEntry},
 };
 use uuid::Uuid;
 
@@ -46,8 +46,16 @@ pub struct RunRecord {
     pub version: i64,
     /// Its live attempt.
     pub attempt: Option<AttemptId>,
-    /// What ended it, once known.
+    /// What ended its last attempt, once known.
     pub cause: Option<Cause>,
+    /// Whether its live attempt was not heard of for longer than the heartbeat limit.
+    pub silent: bool,
+    /// How often it was tried again.
+    pub retries: Retries,
+    /// It failed, and is not admitted again before this; microseconds since the epoch.
+    pub not_before_us: Option<i64>,
+    /// Who asked for a cancel.
+    pub cancelled_by: Option<String>,
     /// When it was accepted, microseconds since the epoch.
     pub created_us: i64,
     /// When its code first started.
@@ -68,7 +76,7 @@ pub struct RunRecord {
     pub run_type: Option<String>,
     /// `scriptName`.
     pub script_name: Option<String>,
-    /// `cancelationReason`.
+    /// `cancelationReason`: why it was cancelled, or what a client says about it.
     pub cancel_reason: Option<String>,
     /// `hidden`.
     pub hidden: bool,
@@ -94,6 +102,21 @@ pub struct RunRecord {
     pub environment: Option<EnvironmentHash>,
     /// Hash of the request that made it, for idempotent submission.
     pub request_digest: Option<Digest>,
+}
+
+impl RunRecord {
+    /// The run as the state machine sees it.
+    pub fn standing(&self) -> Run {
+        Run {
+            ownership: self.ownership,
+            state: self.state,
+            desired: self.desired,
+            attempt: self.attempt,
+            cause: self.cause.clone(),
+            silent: self.silent,
+            retries: self.retries,
+        }
+    }
 }
 
 /// Something that a run's owner should know (azureml-wire C.4 `warnings`).

@@ -8,6 +8,7 @@ use crate::{
     blobs::Blobs,
     cache::Cache,
     db::{Conn, Db},
+    ends::EndCounts,
     live_files::LiveFiles,
     writer::Writer,
 };
@@ -33,6 +34,7 @@ struct Inner {
     cache: Cache,
     blobs: Blobs,
     live_files: LiveFiles,
+    ends: EndCounts,
 }
 
 impl Store {
@@ -42,10 +44,22 @@ impl Store {
     /// Starts tasks on the present runtime that end with [`Store::close`] or with the last clone.
     pub async fn open(options: &StoreOptions) -> Result<Store> {
         let db = Db::open(&options.database, &options.data_dir).await?;
+        Self::of(db, options)
+    }
+
+    /// Opens what is there and leaves the schema as it is, for looking at it beside a server that may be at work.
+    ///
+    /// Like [`Store::open`]; NotFound when there is no database, Unavailable when its schema is not the newest.
+    pub async fn open_as_is(options: &StoreOptions) -> Result<Store> {
+        let db = Db::open_as_is(&options.database, &options.data_dir).await?;
+        Self::of(db, options)
+    }
+
+    fn of(db: Db, options: &StoreOptions) -> Result<Store> {
         let blobs = Blobs::open(&options.blobs, &options.data_dir)?;
         let live_files = LiveFiles::new(&options.data_dir);
         let writer = Writer::start(&db);
-        Ok(Self(Arc::new(Inner { db, writer, cache: Cache::default(), blobs, live_files })))
+        Ok(Self(Arc::new(Inner { db, writer, cache: Cache::default(), blobs, live_files, ends: EndCounts::default() })))
     }
 
     /// The blobs.
@@ -56,6 +70,11 @@ impl Store {
     /// The files that still grow.
     pub fn live_files(&self) -> &LiveFiles {
         &self.0.live_files
+    }
+
+    /// What ended since this process started.
+    pub fn ends(&self) -> &EndCounts {
+        &self.0.ends
     }
 
     /// Whether the database answers; Unavailable when not.

@@ -137,6 +137,9 @@ pub struct Attempt {
     pub node: Option<String>,
     /// RFC 3339: when the intent was stored.
     pub intended: String,
+    /// RFC 3339: when the user's code started.
+    #[serde(default)]
+    pub started: Option<String>,
     /// RFC 3339: when it was over.
     #[serde(default)]
     pub ended: Option<String>,
@@ -237,6 +240,9 @@ pub struct Instruction {
     /// Who asked for a cancel.
     #[serde(default)]
     pub by: Option<String>,
+    /// Why, if they said so.
+    #[serde(default)]
+    pub why: Option<String>,
 }
 
 /// What the server wants of an agent.
@@ -307,10 +313,58 @@ pub struct AttemptOrder {
     pub variables: BTreeMap<String, String>,
     /// Seconds between TERM and KILL.
     pub grace_seconds: u64,
-    /// When the user's code first started, seconds since the epoch, if a previous agent of this attempt got that far.
+    /// When the user's code of this attempt started, seconds since the epoch, if a previous agent of the attempt got that far.
     #[serde(default)]
     pub started_at: Option<i64>,
+    /// The workspace of the run, so that what is left of an attempt can be matched with a row that knows nothing of it.
+    #[serde(default)]
+    pub workspace: Option<Uuid>,
+    /// The agent says something at least this often, in seconds: a third of the server's heartbeat limit.
+    #[serde(default = "default_heartbeat_seconds")]
+    pub heartbeat_seconds: u64,
+    /// How much of a log may wait for a server that can't be reached, in bytes; beyond, its middle is cut out.
+    #[serde(default = "default_spool_limit_bytes")]
+    pub spool_limit_bytes: u64,
+}
+
+fn default_heartbeat_seconds() -> u64 {
+    10
+}
+
+fn default_spool_limit_bytes() -> u64 {
+    1 << 30
 }
 
 /// The version of [`AttemptOrder`] and of the agent's routes that this binary speaks.
 pub const AGENT_PROTOCOL: u32 = 1;
+
+/// The oldest version of the agent's protocol that this binary still understands: agents of the binary before it may be alive when the
+/// server is replaced.
+pub const OLDEST_AGENT_PROTOCOL: u32 = 1;
+
+/// The header in which an agent names the version that it speaks, with every request. An agent that sends none speaks version 1.
+pub const AGENT_PROTOCOL_HEADER: &str = "x-trainyard-agent-protocol";
+
+/// The header of a log's answer that names the attempt whose log it is. A client that goes on reading sends it back as `attempt=`.
+pub const LOG_ATTEMPT_HEADER: &str = "x-trainyard-attempt";
+
+/// `GET /api/v1/drain`, and the answer of `PUT`: whether the server takes no new work, and what is still under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainStatus {
+    /// Whether nothing new is started.
+    pub drained: bool,
+    /// Runs in execution.
+    pub running: u64,
+    /// Runs that wait.
+    pub queued: u64,
+    /// Whether nothing runs and nothing will be started: the machine may go down.
+    pub safe: bool,
+}
+
+/// Body of `PUT /api/v1/drain`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrainWish {
+    /// Whether nothing new is to be started.
+    pub drained: bool,
+}

@@ -12,7 +12,7 @@ use trainyard_core::{Error, ErrorKind, Result};
 use super::{Conn, Dialect, Sql, errors::convert, migrate, network_fs};
 
 /// Name of the SQLite file in the data directory.
-const FILE_NAME: &str = "trainyard.sqlite";
+pub(crate) const FILE_NAME: &str = "trainyard.sqlite";
 /// How long a statement waits for a lock of another process on the SQLite file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a caller waits for a free connection.
@@ -40,18 +40,38 @@ enum Pool {
 impl Db {
     /// Opens `database` (`sqlite` or a PostgreSQL URL) and brings its schema up to date.
     pub(crate) async fn open(database: &str, data_dir: &Path) -> Result<Self> {
-        let db = if database == "sqlite" {
-            Self::open_sqlite(data_dir).await?
+        let db = Self::connect(database, data_dir).await?;
+        migrate::run_to(&mut db.writer().await?, migrate::NEWEST).await?;
+        Ok(db)
+    }
+
+    /// Opens `database`, which must be there and have the newest schema already.
+    pub(crate) async fn open_as_is(database: &str, data_dir: &Path) -> Result<Self> {
+        let file = data_dir.join(FILE_NAME);
+        if database == "sqlite" && !file.exists() {
+            return Err(Error::not_found(format!("there is no database at {}; name the data directory with --data-dir", file.display())));
+        }
+        let db = Self::connect(database, data_dir).await?;
+        let version = migrate::version(&mut db.reader().await?).await?;
+        migrate::refuse_newer(version)?;
+        if version == Some(migrate::NEWEST) {
+            return Ok(db);
+        }
+        let message =
+            "the schema of the database is that of an older program; start this version's server once, which brings it up to date";
+        Err(Error::new(ErrorKind::Unavailable, message))
+    }
+
+    /// Opens `database` and leaves its schema as it is. A SQLite file that is not there is made, empty.
+    pub(crate) async fn connect(database: &str, data_dir: &Path) -> Result<Self> {
+        if database == "sqlite" {
+            Self::open_sqlite(data_dir).await
         } else if database.starts_with("postgres://") || database.starts_with("postgresql://") {
-            Self::open_postgres(database).await?
+            Self::open_postgres(database).await
         } else {
             // The text is not repeated: it may hold a password.
-            return Err(
-                Error::invalid("[store] database is neither `sqlite` nor a URL that starts with postgres://").with_target("store.database")
-            );
-        };
-        migrate::run(&mut db.writer().await?).await?;
-        Ok(db)
+            Err(Error::invalid("[store] database is neither `sqlite` nor a URL that starts with postgres://").with_target("store.database"))
+        }
     }
 
     /// One connection writes, some read: readers never wait for the writer, and no two writers ever meet inside SQLite.

@@ -8,13 +8,13 @@ mod connect;
 pub(crate) mod dialect;
 mod errors;
 pub(crate) mod json;
-mod migrate;
+pub(crate) mod migrate;
 mod network_fs;
 mod row;
 mod sql;
 
 pub(crate) use conn::Conn;
-pub(crate) use connect::Db;
+pub(crate) use connect::{Db, FILE_NAME as SQLITE_FILE};
 pub(crate) use dialect::Dialect;
 pub(crate) use row::{Columns, Row};
 pub(crate) use sql::{Sql, Value};

@@ -3,7 +3,7 @@ use uuid::Uuid;
 use super::*;
 
 fn key(path: &str) -> LiveKey {
-    LiveKey { workspace: WorkspaceId(Uuid::from_u128(7)), run: RunId::new("run").expect("an id"), path: path.into() }
+    LiveKey { workspace: WorkspaceId(Uuid::from_u128(7)), run: RunId::new("run").expect("an id"), attempt: None, path: path.into() }
 }
 
 fn bytes(text: &str) -> Bytes {
@@ -97,20 +97,21 @@ async fn a_file_is_not_a_folder() {
 }
 
 #[tokio::test]
-async fn a_run_is_listed_and_removed_alone() {
+async fn an_attempt_is_listed_and_removed_alone() {
     let (files, _dir) = files();
-    let other = LiveKey { run: RunId::new("run2").expect("an id"), ..key("kept") };
+    let attempt = Some(AttemptId(Uuid::from_u128(3)));
+    let other = LiveKey { attempt, ..key("kept") };
     files.append(&other, 0, bytes("x")).await.expect("appended");
     for path in ["logs/b", "logs/a", "azureml-logs/70_driver_log.txt", "z"] {
         files.append(&key(path), 0, bytes("x")).await.expect("appended");
     }
     let workspace = other.workspace;
-    let listed = files.list(workspace, &key("").run).await.expect("a list");
+    let listed = files.list(workspace, &key("").run, None).await.expect("a list");
     assert_eq!(listed, ["azureml-logs/70_driver_log.txt", "logs/a", "logs/b", "z"]);
-    files.remove_run(workspace, &key("").run).await.expect("removed");
-    files.remove_run(workspace, &key("").run).await.expect("nothing to remove is fine");
-    assert!(files.list(workspace, &key("").run).await.expect("a list").is_empty());
-    assert_eq!(files.list(workspace, &other.run).await.expect("a list"), ["kept"]);
+    files.remove_all(workspace, &key("").run, None).await.expect("removed");
+    files.remove_all(workspace, &key("").run, None).await.expect("nothing to remove is fine");
+    assert!(files.list(workspace, &key("").run, None).await.expect("a list").is_empty());
+    assert_eq!(files.list(workspace, &other.run, attempt).await.expect("a list"), ["kept"]);
 }
 
 #[tokio::test]

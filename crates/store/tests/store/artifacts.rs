@@ -5,7 +5,16 @@ use trainyard_store::{PageRequest, artifacts::Artifact, environments::Environmen
 use crate::{database::Bench, fixtures::NOW};
 
 fn artifact(workspace: WorkspaceId, path: &str) -> Artifact {
-    Artifact { workspace, container: "dcid.run".into(), path: path.into(), size_bytes: 1, digest: None, created_us: NOW, updated_us: NOW }
+    Artifact {
+        workspace,
+        container: "dcid.run".into(),
+        path: path.into(),
+        size_bytes: 1,
+        digest: None,
+        attempt: None,
+        created_us: NOW,
+        updated_us: NOW,
+    }
 }
 
 pub(crate) async fn an_artifact_is_replaced_but_keeps_its_creation(bench: &Bench) {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, json};
 use trainyard_core::{
     ids::{AttemptId, ExperimentId, ExperimentName, RunId, WorkspaceId, WorkspacePath},
-    run::{Cause, Desired, Ownership, RunEvent, RunState, TimelineEntry},
+    run::{Cause, Desired, Ownership, Retries, RetryPolicy, RunEvent, RunState, TimelineEntry},
 };
 use trainyard_store::{
     experiments::Experiment,
@@ -16,6 +16,9 @@ use trainyard_store::{
 use uuid::Uuid;
 
 use crate::database::Bench;
+
+/// A rule under which nothing is tried again.
+pub(crate) const NO_RETRY: RetryPolicy = RetryPolicy { infrastructure: 0, user_code: 0, backoff_seconds: 0 };
 
 /// When everything here happens, unless said otherwise.
 pub(crate) const NOW: i64 = 1_700_000_000_000_000;
@@ -65,7 +68,7 @@ impl Bench {
         self.change(run, RunEvent::Admitted { attempt }, NOW + 1).await;
         self.change(run, RunEvent::Started { attempt }, NOW + 2).await;
         self.change(run, RunEvent::Ended { attempt, cause }, NOW + 3).await;
-        self.change(run, RunEvent::Finalized, NOW + 4).await
+        self.change(run, RunEvent::Finalized { policy: NO_RETRY }, NOW + 4).await
     }
 }
 
@@ -143,6 +146,10 @@ fn new_run(workspace: WorkspaceId, experiment: &Experiment, id: &str) -> NewRun 
         run_type: None,
         script_name: None,
         cancel_reason: None,
+        cancelled_by: None,
+        silent: false,
+        retries: Retries::default(),
+        not_before_us: None,
         hidden: false,
         created_by: json!({ "userObjectId": "me", "userTenantId": "tenant", "userName": "Me" }),
         properties: BTreeMap::new(),

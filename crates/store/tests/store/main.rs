@@ -5,6 +5,8 @@
 
 mod apps;
 mod artifacts;
+mod backup;
+mod check;
 mod concurrency;
 mod database;
 mod experiments;
@@ -15,6 +17,7 @@ mod patches;
 mod queue;
 mod runs;
 mod transitions;
+mod upgrade;
 mod workspaces;
 
 /// Expands each named test once for each database.
@@ -85,7 +88,9 @@ store_suite! {
         a_fenced_report_changes_nothing,
         refusals_are_told_apart,
         a_start_time_is_set_by_the_first_start_only,
-        cancelling_a_waiting_run_ends_it;
+        cancelling_a_waiting_run_ends_it,
+        a_retry_keeps_the_run_and_sets_the_files_of_the_first_attempt_aside,
+        a_drained_server_stays_drained;
     lists:
         pages_hold_every_run_once_in_every_order,
         runs_without_a_start_come_last,
@@ -103,6 +108,25 @@ store_suite! {
         an_artifact_is_replaced_but_keeps_its_creation,
         artifacts_are_listed_by_prefix_in_the_order_of_bytes,
         an_environment_is_kept_as_first_stored;
+    backup:
+        a_restored_server_has_everything_and_is_drained,
+        a_backup_moves_to_the_other_database,
+        a_backup_is_of_one_moment_while_runs_are_made,
+        a_log_that_is_sealed_during_the_backup_is_in_it,
+        a_restore_refuses_what_is_occupied,
+        a_restore_that_was_cut_is_finished_by_the_same_command,
+        a_missing_blob_is_said_and_does_not_stop_a_backup,
+        the_list_of_tables_is_the_schema;
+    check:
+        a_sound_store_has_no_findings,
+        broken_rows_are_found_and_what_can_be_is_repaired,
+        blobs_are_compared_with_the_rows_that_name_them,
+        logs_that_were_never_sealed_are_sealed_or_said_to_be_lost,
+        what_nothing_names_goes_when_it_is_old;
+    upgrade:
+        a_database_of_the_first_schema_is_brought_forward,
+        a_database_of_a_newer_server_is_refused,
+        an_old_database_is_backed_up_and_restored_forward;
     concurrency:
         sixteen_creations_of_one_id_make_one_run,
         many_creations_at_once_are_numbered_without_gaps,

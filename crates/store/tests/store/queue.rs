@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::{
     database::Bench,
-    fixtures::{NOW, Place},
+    fixtures::{NO_RETRY, NOW, Place},
 };
 
 fn target(name: &str) -> ComputeName {
@@ -31,12 +31,12 @@ async fn queue(bench: &Bench) -> Place {
 pub(crate) async fn heads_are_in_queue_order_and_as_long_as_the_free_slots(bench: &Bench) {
     queue(bench).await;
     let asked = [(target("cpu-cluster"), 4), (target("gpu"), 0), (target("unknown"), 3)];
-    let heads = bench.store.queue_heads(&asked).await.expect("heads");
+    let heads = bench.store.queue_heads(&asked, NOW).await.expect("heads");
     assert_eq!(heads.len(), 1);
     assert_eq!(heads[0].0, target("cpu-cluster"));
     let ids: Vec<&str> = heads[0].1.iter().map(|queued| queued.run.as_str()).collect();
     assert_eq!(ids, ["first", "second", "third", "fourth-a"]);
-    let heads = bench.store.queue_heads(&[(target("gpu"), 9), (target("cpu-cluster"), 1)]).await.expect("heads");
+    let heads = bench.store.queue_heads(&[(target("gpu"), 9), (target("cpu-cluster"), 1)], NOW).await.expect("heads");
     let heads: Vec<(&str, usize)> = heads.iter().map(|(target, queue)| (target.as_str(), queue.len())).collect();
     assert_eq!(heads, [("gpu", 1), ("cpu-cluster", 1)]);
 }
@@ -66,7 +66,7 @@ pub(crate) async fn busy_slots_and_runs_in_execution_follow_the_state(bench: &Be
     let (run, attempt) = &attempts[0];
     bench.change(run, RunEvent::Ended { attempt: *attempt, cause: Cause::Completed }, NOW + 9).await;
     assert_eq!(bench.store.busy_slots().await.expect("counts").values().sum::<u32>(), 2, "a finalizing run keeps its slot");
-    bench.change(run, RunEvent::Finalized, NOW + 9).await;
+    bench.change(run, RunEvent::Finalized { policy: NO_RETRY }, NOW + 9).await;
     assert_eq!(bench.store.busy_slots().await.expect("counts").values().sum::<u32>(), 1);
     assert_eq!(bench.store.runs_in_execution().await.expect("runs").len(), 1);
 }

@@ -4,7 +4,7 @@ use trainyard_core::{
     definition::{Definition, Entry, Framework, History},
     environment::EnvironmentSpec,
     ids::{ComputeName, Digest, EnvironmentHash, ExperimentId},
-    run::{Cause, Desired, Ownership, RunState, TimelineEntry},
+    run::{Cause, Desired, Ownership, RetryWish, RunState, TimelineEntry},
 };
 use trainyard_store::runs::{Created, NewSnapshot, RunWarning};
 use uuid::Uuid;
@@ -25,6 +25,7 @@ fn definition() -> Definition {
         max_run_duration_seconds: Some(60),
         priority: 3,
         history: History::default(),
+        retries: RetryWish::default(),
     }
 }
 

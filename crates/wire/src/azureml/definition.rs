@@ -14,7 +14,7 @@ use super::{
     sections::{
         AiSuperComputerSection, AmlComputeSection, ApplicationEndpoint, Cmk8sSection, Command, Communicator, ContainerInstanceSection,
         Framework, HdiSection, HistorySection, IdentitySection, KubernetesSection, MpiSection, ParallelTaskSection, PyTorchSection,
-        ReturnCodeSection, RunDockerSection, SparkSection, TensorflowSection,
+        RetriesSection, ReturnCodeSection, RunDockerSection, SparkSection, TensorflowSection,
     },
 };
 use crate::json::object;
@@ -54,6 +54,8 @@ object! {
         "nodeCount" node_count: i64 = 1,
         /// Higher goes first.
         "priority" priority: Option<i64> = None,
+        /// How often the run is tried again; a word of this server, which the service does not know.
+        "retries" retries: Option<RetriesSection> = None,
         /// Whether the run acts as its submitter.
         "credentialPassthrough" credential_passthrough: bool = false,
         /// As whom the run acts.

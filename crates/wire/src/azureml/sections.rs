@@ -143,6 +143,18 @@ impl FromJson for Command {
 }
 
 object! {
+    /// `Retries`: how often a run is tried again, by who is to blame; what is left out is the target's rule.
+    pub struct RetriesSection {
+        /// After failures of machines and of the server.
+        "infrastructure" infrastructure: Option<i64> = None,
+        /// After failures of the code.
+        "userCode" user_code: Option<i64> = None,
+        /// Wait before the first retry, in seconds.
+        "backoffSeconds" backoff_seconds: Option<i64> = None,
+    }
+}
+
+object! {
     /// `history`: what is kept of the working directory.
     pub struct HistorySection {
         /// Whether `outputs/` is collected.
