@@ -1,8 +1,8 @@
 //! The server as the agent sees it: typed calls that are repeated until the server answers.
 //!
-//! A server that is away, restarting or overloaded is waited for, however long: the order in the folder is read again on
-//! every failure, because a server that came back may listen elsewhere. A server that says that this attempt is
-//! not wanted any more raises [`Demand::Abandon`], and from then on every call gives [`Refusal::Abandoned`].
+//! A server that is away, restarting, overloaded or of another version is waited for, however long: the order in the folder is read again on
+//! every failure, because a server that came back may listen elsewhere, and because a token that ended meanwhile is
+//! replaced there. Only a server that says that this attempt is not wanted any more raises [`Demand::Abandon`], and from then on every call gives [`Refusal::Abandoned`].
 
 use std::{
     fmt, fs, io,
@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio_util::io::ReaderStream;
 use trainyard_core::Result;
-use trainyard_wire::native::{AttemptOrder, ErrorBody, FreshToken, Instruction, LogLength, Report, Seal};
+use trainyard_wire::native::{AGENT_PROTOCOL, AttemptOrder, ErrorBody, FreshToken, Instruction, LogLength, Report, Seal};
 
 use super::{
     connection::Connection,
@@ -29,9 +29,8 @@ use crate::clock::now_us;
 /// First and longest pause between two tries of a call.
 const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
-/// How long a token may be refused before the attempt is taken for given up: a server that came back with other keys writes a new
-/// order within seconds.
-const TOKEN_PATIENCE: Duration = Duration::from_secs(300);
+/// Between two lines in the log about a server that does not speak this agent's protocol.
+const PROTOCOL_REMINDER: Duration = Duration::from_secs(60);
 
 /// Seconds that the server is asked to keep the question for instructions open.
 const LONG_POLL_SECONDS: u64 = 20;
@@ -103,6 +102,8 @@ pub(super) struct Client {
     /// Until the first answer one call goes at a time: the others find its HTTP/2 connection instead of making one each.
     first: tokio::sync::Mutex<()>,
     answered: watch::Sender<bool>,
+    /// When the log last said that the protocols do not fit.
+    misfit_said: Mutex<Option<Instant>>,
 }
 
 impl Client {
@@ -110,7 +111,7 @@ impl Client {
     pub(super) fn new(order: &AttemptOrder, folder: AttemptFolder, control: Arc<Control>) -> Result<Self> {
         let connection = Arc::new(Connection::new(order, None)?);
         let (first, answered) = (tokio::sync::Mutex::new(()), watch::Sender::new(false));
-        Ok(Self { folder, control, connection: Mutex::new(connection), first, answered })
+        Ok(Self { folder, control, connection: Mutex::new(connection), first, answered, misfit_said: Mutex::default() })
     }
 
     /// The token for the user's code, and when it ends, in seconds since the epoch.
@@ -217,15 +218,17 @@ impl Client {
         *present = Arc::new(change(&present));
     }
 
-    /// Takes over an order that a server wrote since.
-    fn read_order_again(&self) {
+    /// Takes over an order that a server wrote since. `refused`: the token that the server has just refused.
+    fn read_order_again(&self, refused: Option<&str>) {
         let order = match self.folder.read_order() {
             Ok(order) => order,
             Err(error) => return tracing::warn!(%error, "the order cannot be read again"),
         };
         let present = self.connection();
-        // The agent's own token may be fresher than the order's.
-        let newer = order.token_expires_on > present.token_expires_on;
+        // The agent's own token may be fresher than the order's, unless it is good for nothing: a server with other keys, or one that gives
+        // tokens for a shorter time, has written one that ends earlier.
+        let newer =
+            order.token_expires_on > present.token_expires_on || (refused == Some(present.token.as_str()) && order.token != present.token);
         if !newer && order.endpoint == present.endpoint && order.ca_pem == present.ca_pem {
             return;
         }
@@ -266,8 +269,8 @@ impl Client {
     /// Repeats a request until the server has begun to answer with something else than "later".
     async fn respond(&self, build: impl Fn(&Connection) -> io::Result<RequestBuilder>) -> Result<Response, Refusal> {
         let mut pause = None;
-        let mut token_refused: Option<Instant> = None;
         loop {
+            let mut refused_token = None;
             if self.control.now() == Demand::Abandon {
                 return Err(Refusal::Abandoned);
             }
@@ -290,12 +293,10 @@ impl Client {
                     }
                     Verdict::Later => log_first(pause, || format!("the server answered {}", response.status())),
                     Verdict::Token => {
-                        let since = *token_refused.get_or_insert_with(Instant::now);
-                        log_first(pause, || "the server refused the token".into());
-                        if since.elapsed() > TOKEN_PATIENCE {
-                            self.control.raise(Demand::Abandon);
-                        }
+                        log_first(pause, || "the server refused the token; a new one has to come with the order".into());
+                        refused_token = Some(connection.token.as_str());
                     }
+                    Verdict::Misfit => self.say_misfit(&response.bytes().await.unwrap_or_default()),
                     Verdict::Abandoned => {
                         tracing::warn!(status = %response.status(), "the server takes nothing more from this attempt");
                         self.control.raise(Demand::Abandon);
@@ -308,7 +309,17 @@ impl Client {
                 Err(error) => log_first(pause, || chain(&error)),
             }
             self.pause(&mut pause).await?;
-            self.read_order_again();
+            self.read_order_again(refused_token);
+        }
+    }
+
+    /// The server does not speak this agent's protocol. Another one may come: the code runs on, and everything waits in the folder.
+    fn say_misfit(&self, body: &[u8]) {
+        let mut said = self.misfit_said.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.is_none_or(|at| at.elapsed() >= PROTOCOL_REMINDER) {
+            *said = Some(Instant::now());
+            let reason = refused(StatusCode::UPGRADE_REQUIRED, body);
+            tracing::error!(%reason, protocol = AGENT_PROTOCOL, "the server does not take this agent's version; trying until another one does");
         }
     }
 }
@@ -319,6 +330,7 @@ enum Verdict {
     Answer,
     Later,
     Token,
+    Misfit,
     Abandoned,
     No,
 }
@@ -326,6 +338,7 @@ enum Verdict {
 fn judge(status: StatusCode) -> Verdict {
     match status {
         StatusCode::UNAUTHORIZED => Verdict::Token,
+        StatusCode::UPGRADE_REQUIRED => Verdict::Misfit,
         StatusCode::FORBIDDEN | StatusCode::GONE => Verdict::Abandoned,
         StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS => Verdict::Later,
         status if status.is_success() || status == StatusCode::CONFLICT => Verdict::Answer,
@@ -399,10 +412,10 @@ mod tests {
 
     #[test]
     fn only_statuses_that_waiting_can_not_change_end_a_call() {
-        let verdicts = [200, 204, 400, 401, 403, 404, 408, 409, 410, 413, 429, 500, 503, 507];
+        let verdicts = [200, 204, 400, 401, 403, 404, 408, 409, 410, 413, 426, 429, 500, 503, 507];
         let table: Vec<_> = verdicts.map(|code| (code, judge(StatusCode::from_u16(code).unwrap()))).into();
-        use Verdict::{Abandoned, Answer, Later, No, Token};
-        let expected = [Answer, Answer, No, Token, Abandoned, No, Later, Answer, Abandoned, No, Later, Later, Later, Later];
+        use Verdict::{Abandoned, Answer, Later, Misfit, No, Token};
+        let expected = [Answer, Answer, No, Token, Abandoned, No, Later, Answer, Abandoned, No, Misfit, Later, Later, Later, Later];
         assert_eq!(table, verdicts.into_iter().zip(expected).collect::<Vec<_>>());
     }
 

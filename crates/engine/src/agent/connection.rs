@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
-use reqwest::RequestBuilder;
+use reqwest::{
+    RequestBuilder,
+    header::{HeaderMap, HeaderName, HeaderValue},
+};
 use trainyard_core::{Error, Result};
-use trainyard_wire::native::AttemptOrder;
+use trainyard_wire::native::{AGENT_PROTOCOL, AGENT_PROTOCOL_HEADER, AttemptOrder};
 
 /// After this long without any progress a connection, or an upload on it, is given up and begun again.
 pub(super) const STALL_TIMEOUT: Duration = Duration::from_secs(120);
@@ -68,8 +71,10 @@ impl Connection {
 fn http_client(ca_pem: &str) -> Result<reqwest::Client> {
     let roots = reqwest::Certificate::from_pem_bundle(ca_pem.as_bytes())
         .map_err(|error| Error::invalid("the CA certificate in the order cannot be read").with_source(error))?;
+    let protocol = (HeaderName::from_static(AGENT_PROTOCOL_HEADER), HeaderValue::from(AGENT_PROTOCOL));
     reqwest::Client::builder()
         .tls_certs_only(roots)
+        .default_headers(HeaderMap::from_iter([protocol]))
         // The way to the server is not the way to the world.
         .no_proxy()
         .connect_timeout(Duration::from_secs(5))

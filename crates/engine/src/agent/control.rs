@@ -1,4 +1,4 @@
-//! What is wanted of the agent, and how it hears about it: the server's long poll and its answers to reports, the stop file, and
+//! What is wanted of the agent, and how it hears about it: the server's long poll and its answers to reports, notes in the folder, and
 //! signals to the agent itself.
 //!
 //! A demand only ever grows: once stopping, an agent does not go on; once given up, it does nothing more.
@@ -14,8 +14,8 @@ use trainyard_wire::native::{Command, Instruction};
 
 use super::{client::Client, folder::AttemptFolder};
 
-/// How often the stop file is looked for.
-const STOP_FILE_INTERVAL: Duration = Duration::from_millis(500);
+/// How often notes in the folder are looked for.
+const NOTE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Between two questions to a server that answers at once instead of waiting for news.
 const POLL_PAUSE: Duration = Duration::from_secs(2);
@@ -31,6 +31,8 @@ pub(super) enum Demand {
     Cancel {
         /// Who, as far as known.
         by: Option<String>,
+        /// Why, if they said so.
+        why: Option<String>,
     },
     /// The attempt was given up: stop everything, write nothing more.
     Abandon,
@@ -74,7 +76,7 @@ impl Control {
     pub(super) fn obey(&self, instruction: Instruction) {
         match instruction.command {
             Command::Continue => {}
-            Command::Cancel => self.raise(Demand::Cancel { by: instruction.by }),
+            Command::Cancel => self.raise(Demand::Cancel { by: instruction.by, why: instruction.why }),
             Command::Abandon => self.raise(Demand::Abandon),
         }
     }
@@ -120,14 +122,16 @@ pub(super) async fn listen_to_server(client: Arc<Client>, control: Arc<Control>)
     }
 }
 
-/// Looks for the stop file, for ever.
-pub(super) async fn watch_stop_file(folder: AttemptFolder, control: Arc<Control>) {
+/// Looks for the notes in the folder until the fence is up: a stop does not rule out that the attempt is given up later.
+pub(super) async fn watch_notes(folder: AttemptFolder, control: Arc<Control>) {
     loop {
-        if let Some(request) = folder.stop_request() {
-            control.raise(Demand::Cancel { by: request.by });
-            return;
+        if folder.is_fenced() {
+            return control.raise(Demand::Abandon);
         }
-        tokio::time::sleep(STOP_FILE_INTERVAL).await;
+        if let Some(request) = folder.stop_request() {
+            control.raise(Demand::Cancel { by: request.by, why: request.why });
+        }
+        tokio::time::sleep(NOTE_INTERVAL).await;
     }
 }
 
@@ -151,12 +155,13 @@ mod tests {
     #[test]
     fn a_demand_only_grows() {
         let control = Control::new();
-        control.raise(Demand::Cancel { by: Some("ada".into()) });
-        control.raise(Demand::Cancel { by: Some("bob".into()) });
+        let cancel = |by: &str| Demand::Cancel { by: Some(by.into()), why: Some("too slow".into()) };
+        control.raise(cancel("ada"));
+        control.raise(cancel("bob"));
         control.raise(Demand::Terminate);
-        assert_eq!(control.now(), Demand::Cancel { by: Some("ada".into()) }, "the first to ask is named");
-        control.obey(Instruction { command: Command::Abandon, by: None });
-        control.obey(Instruction { command: Command::Continue, by: None });
+        assert_eq!(control.now(), cancel("ada"), "the first to ask is named");
+        control.obey(Instruction { command: Command::Abandon, by: None, why: None });
+        control.obey(Instruction { command: Command::Continue, by: None, why: None });
         assert_eq!(control.now(), Demand::Abandon);
     }
 }

@@ -7,7 +7,7 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -16,6 +16,10 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use trainyard_core::{ErrorKind, run::Cause};
 use trainyard_wire::native::AttemptOrder;
 
+use super::{
+    spool::NotedCuts,
+    tree::{own_pid, start_ticks},
+};
 use crate::trust::{Access, replace_file};
 
 /// The folder of one attempt. Cheap to clone; nothing is read before it is asked for.
@@ -41,10 +45,14 @@ pub struct ExitRecord {
 }
 
 /// A wish to stop that came through the file system, because the agent may not hear the server.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StopRequest {
     /// Who asked, as far as known.
+    #[serde(default)]
     pub by: Option<String>,
+    /// Why, if they said so.
+    #[serde(default)]
+    pub why: Option<String>,
 }
 
 /// That the user's code was about to be started, and what is known of it since.
@@ -58,6 +66,27 @@ pub(super) struct Started {
     /// Set when the agent began to stop it, so that an agent that comes after knows the cause.
     #[serde(default)]
     pub(super) stopping: Option<Cause>,
+    /// Which life of the machine it was started in.
+    #[serde(default)]
+    pub(super) boot_id: Option<String>,
+}
+
+impl Started {
+    /// Whether the machine was restarted since: `boot_id` is which life it is in now. Not where either is not known.
+    pub(super) fn is_of_another_boot(&self, boot_id: Option<&str>) -> bool {
+        self.boot_id.is_some() && boot_id.is_some() && self.boot_id.as_deref() != boot_id
+    }
+
+    /// The process, unless it ended with its machine: its number may be anybody's now.
+    pub(super) fn main_now(&self) -> Option<MainProcess> {
+        self.main.filter(|_| !self.is_of_another_boot(boot_id().as_deref()))
+    }
+}
+
+/// Which life of the machine this is; `None` where the kernel does not say.
+pub(super) fn boot_id() -> Option<String> {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(text.trim().to_owned()).filter(|id| !id.is_empty())
 }
 
 /// A process that cannot be mistaken for a later one with the same number.
@@ -113,7 +142,10 @@ impl AttemptFolder {
         let file = self.open_lock()?;
         loop {
             match file.try_lock() {
-                Ok(()) => return Ok(Some(AgentLock { _file: file })),
+                Ok(()) => {
+                    note_holder(&file);
+                    return Ok(Some(AgentLock { _file: file }));
+                }
                 Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
                 Err(TryLockError::WouldBlock) => return Ok(None),
                 Err(TryLockError::Error(error)) => return Err(error),
@@ -134,16 +166,67 @@ impl AttemptFolder {
         OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(self.root.join(LOCK))
     }
 
-    /// Asks the agent to stop without the server's help; it looks every half second. `by` names who asked.
-    pub fn request_stop(&self, by: &str) -> io::Result<()> {
-        self.replace(STOP, by.as_bytes())
+    /// The process id of the living agent; `None` if there is none, or if it has only just begun to live.
+    pub fn agent_pid(&self) -> Option<i32> {
+        if !self.agent_is_alive() {
+            return None;
+        }
+        let text = fs::read_to_string(self.root.join(LOCK)).ok()?;
+        let mut words = text.split_ascii_whitespace();
+        let pid: i32 = words.next()?.parse().ok().filter(|pid| *pid > 0)?;
+        let noted: Option<u64> = words.next().and_then(|ticks| ticks.parse().ok());
+        // The lock may be another agent's that has not written yet: then what stands here is a dead one's, and its number anybody's.
+        (noted.is_none() || noted == start_ticks(pid)).then_some(pid)
+    }
+
+    /// Asks the agent to stop without the server's help; it looks every half second. `by` names who asked; empty: nobody knows.
+    pub fn request_stop(&self, by: &str, why: Option<&str>) -> io::Result<()> {
+        let request = StopRequest { by: (!by.is_empty()).then(|| by.to_owned()), why: why.map(str::to_owned) };
+        self.write_document(STOP, &request)
     }
 
     /// The wish to stop, if there is one.
     pub fn stop_request(&self) -> Option<StopRequest> {
         let text = fs::read_to_string(self.root.join(STOP)).ok()?;
+        if let Ok(request) = serde_json::from_str(&text) {
+            return Some(request);
+        }
+        // Before there were reasons the note was a name.
         let by = text.trim();
-        Some(StopRequest { by: (!by.is_empty()).then(|| by.to_owned()) })
+        Some(StopRequest { by: (!by.is_empty()).then(|| by.to_owned()), why: None })
+    }
+
+    /// Notes that the attempt was given up: its agent ends everything and exits, now (it looks every half second) or when it is started again.
+    pub fn fence(&self) -> io::Result<()> {
+        self.replace(FENCED, b"")
+    }
+
+    /// Has everything delivered again: the server has lost what it was given. An agent that was done is not any more.
+    pub fn ask_again(&self) -> io::Result<()> {
+        // In this order: whoever finds that the agent is not done finds the wish as well.
+        self.replace(AGAIN, b"")?;
+        match fs::remove_file(self.root.join(COLLECTED)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether what was delivered since the agent was started may be lost.
+    pub(super) fn is_asked_again(&self) -> bool {
+        self.root.join(AGAIN).exists()
+    }
+
+    /// An agent that was just started has delivered nothing, and so nothing twice.
+    pub(super) fn answer_again(&self) -> io::Result<()> {
+        match fs::remove_file(self.root.join(AGAIN)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the attempt was given up.
+    pub fn is_fenced(&self) -> bool {
+        self.root.join(FENCED).exists()
     }
 
     /// How the user's code ended, once it has.
@@ -159,8 +242,22 @@ impl AttemptFolder {
         self.read_document(STARTED)
     }
 
+    /// When the code was started, in seconds since the epoch, as far as can be read.
+    pub fn started_at(&self) -> Option<i64> {
+        self.started().ok().flatten().map(|started| started.started_us / 1_000_000)
+    }
+
     pub(super) fn write_started(&self, started: &Started) -> io::Result<()> {
         self.write_document(STARTED, started)
+    }
+
+    /// What was cut out of the attempt's logs.
+    pub(super) fn cuts(&self) -> io::Result<Option<NotedCuts>> {
+        self.read_document(CUTS)
+    }
+
+    pub(super) fn write_cuts(&self, cuts: &NotedCuts) -> io::Result<()> {
+        self.write_document(CUTS, cuts)
     }
 
     /// Whether logs and outputs are all with the server: nothing is left to do but to remove the folder.
@@ -213,6 +310,7 @@ impl AttemptFolder {
     }
 
     fn write_document<T: Serialize>(&self, name: &str, document: &T) -> io::Result<()> {
+        trainyard_store::fail_point!("agent.document", io)?;
         self.replace(name, &serde_json::to_vec(document)?)
     }
 
@@ -224,12 +322,28 @@ impl AttemptFolder {
     }
 }
 
+/// Writes who holds the lock into its file, over what stands there: a full disk has room for that. Without it the lock holds as well, only that
+/// nobody can say whose it is.
+fn note_holder(file: &File) {
+    let pid = own_pid();
+    let text = format!("{:<LOCK_TEXT_BYTES$}\n", format!("{pid} {}", start_ticks(pid).unwrap_or_default()));
+    if let Err(error) = file.write_all_at(text.as_bytes(), 0) {
+        tracing::warn!(%error, "the agent's process id cannot be noted");
+    }
+}
+
+/// Room for two numbers.
+const LOCK_TEXT_BYTES: usize = 40;
+
 const ORDER: &str = "order.json";
 const LOCK: &str = "agent.lock";
 const STARTED: &str = "started.json";
 const EXIT: &str = "exit.json";
 const COLLECTED: &str = "collected";
 const STOP: &str = "stop";
+const AGAIN: &str = "again";
+const FENCED: &str = "fenced";
+const CUTS: &str = "cuts.json";
 const STARTS: &str = "starts";
 
 #[cfg(test)]
@@ -282,10 +396,49 @@ mod tests {
     fn a_stop_request_says_who_asked() {
         let (_dir, folder) = folder();
         assert_eq!(folder.stop_request(), None);
-        folder.request_stop("ada").unwrap();
-        assert_eq!(folder.stop_request(), Some(StopRequest { by: Some("ada".into()) }));
-        folder.request_stop("").unwrap();
-        assert_eq!(folder.stop_request(), Some(StopRequest { by: None }));
+        folder.request_stop("ada", Some("too slow")).unwrap();
+        assert_eq!(folder.stop_request(), Some(StopRequest { by: Some("ada".into()), why: Some("too slow".into()) }));
+        folder.request_stop("", None).unwrap();
+        assert_eq!(folder.stop_request(), Some(StopRequest::default()));
+        fs::write(folder.path().join(STOP), "bob\n").unwrap();
+        assert_eq!(
+            folder.stop_request(),
+            Some(StopRequest { by: Some("bob".into()), why: None }),
+            "as it was written before there were reasons"
+        );
+    }
+
+    #[test]
+    fn a_fence_stays() {
+        let (_dir, folder) = folder();
+        assert!(!folder.is_fenced());
+        folder.fence().unwrap();
+        folder.fence().unwrap();
+        assert!(folder.is_fenced());
+    }
+
+    #[test]
+    fn the_holder_of_the_lock_is_known_while_it_holds_it() {
+        let (dir, folder) = folder();
+        assert_eq!(folder.agent_pid(), None);
+        let lock = folder.lock(Duration::ZERO).unwrap().unwrap();
+        assert_eq!(folder.agent_pid(), Some(own_pid()));
+        fs::write(dir.path().join(LOCK), format!("{} 1", own_pid())).unwrap();
+        assert_eq!(folder.agent_pid(), None, "the number of a former agent that is another process's now");
+        drop(lock);
+        drop(folder.lock(Duration::ZERO).unwrap());
+        assert_eq!(folder.agent_pid(), None);
+    }
+
+    #[test]
+    fn who_is_asked_to_deliver_again_is_not_done() {
+        let (_dir, folder) = folder();
+        folder.mark_collected().unwrap();
+        folder.ask_again().unwrap();
+        assert!(!folder.is_collected() && folder.is_asked_again());
+        folder.answer_again().unwrap();
+        folder.answer_again().unwrap();
+        assert!(!folder.is_asked_again());
     }
 
     #[test]
@@ -324,6 +477,9 @@ mod tests {
             variables: std::collections::BTreeMap::new(),
             grace_seconds: 1,
             started_at: None,
+            workspace: None,
+            heartbeat_seconds: 10,
+            spool_limit_bytes: 1 << 20,
         };
         folder.create().unwrap();
         folder.write_order(&order).unwrap();

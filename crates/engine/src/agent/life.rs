@@ -15,14 +15,14 @@ use trainyard_core::{
     definition::{Definition, Entry, Framework, History},
     environment::EnvironmentSpec,
     ids::{AttemptId, ComputeName},
-    run::Cause,
+    run::{Cause, RetryWish},
 };
-use trainyard_wire::native::{AGENT_PROTOCOL, AttemptOrder, Report};
+use trainyard_wire::native::{AGENT_PROTOCOL, AttemptOrder, OLDEST_AGENT_PROTOCOL, Report};
 
 use super::{
     client::{Client, Refusal},
-    control::{self, Control},
-    folder::AttemptFolder,
+    control::{self, Control, Demand},
+    folder::{AttemptFolder, Started, boot_id},
     outputs::Outputs,
     prepare::prepare,
     process,
@@ -74,9 +74,12 @@ fn begin(folder: AttemptFolder) -> Result<()> {
         tracing::info!("another agent is at work here");
         return Ok(());
     };
+    trainyard_store::fail_point!("agent.locked");
     if folder.is_collected() {
         return Ok(());
     }
+    // A new agent delivers everything anyway.
+    folder.answer_again().map_err(failed("the folder of the attempt cannot be used"))?;
     let order = folder.read_order().map_err(failed("the order of the attempt cannot be read"))?;
     for path in [folder.logs(), folder.temporary()] {
         fs::create_dir_all(path).map_err(failed("the folder of the attempt cannot be used"))?;
@@ -96,10 +99,13 @@ fn begin(folder: AttemptFolder) -> Result<()> {
 async fn live(folder: AttemptFolder, order: AttemptOrder) -> Result<()> {
     tracing::info!(run = order.run_id, attempt = %order.attempt, "agent at work");
     let control = Arc::new(Control::new());
+    if folder.is_fenced() {
+        control.raise(Demand::Abandon);
+    }
     let client = Arc::new(Client::new(&order, folder.clone(), Arc::clone(&control))?);
     let mut listeners = JoinSet::new();
     listeners.spawn(control::listen_to_server(Arc::clone(&client), Arc::clone(&control)));
-    listeners.spawn(control::watch_stop_file(folder.clone(), Arc::clone(&control)));
+    listeners.spawn(control::watch_notes(folder.clone(), Arc::clone(&control)));
     listeners.spawn(control::watch_signals(Arc::clone(&control)));
     listeners.spawn({
         let client = Arc::clone(&client);
@@ -108,7 +114,7 @@ async fn live(folder: AttemptFolder, order: AttemptOrder) -> Result<()> {
     let (definition, refused) = read_definition(&order);
     let attempt = Attempt {
         id: AttemptId(order.attempt),
-        reporter: Reporter::start(Arc::clone(&client), Arc::clone(&control)),
+        reporter: Reporter::start(Arc::clone(&client), Arc::clone(&control), Duration::from_secs(order.heartbeat_seconds.max(1))),
         pace: watch::Sender::new(Pace::Preparing),
         warnings: Mutex::default(),
         folder,
@@ -124,7 +130,8 @@ async fn live(folder: AttemptFolder, order: AttemptOrder) -> Result<()> {
 impl Attempt {
     /// From wherever it is to the end. `refused`: why the order can't be executed.
     async fn live(&self, refused: Option<Cause>) {
-        let mut shipper = Shipper::new(Arc::clone(&self.client), self.folder.clone(), &self.definition.history.directories_to_watch);
+        let directories = &self.definition.history.directories_to_watch;
+        let mut shipper = Shipper::new(Arc::clone(&self.client), self.folder.clone(), directories, self.order.spool_limit_bytes);
         let mut outputs = Outputs::new(Arc::clone(&self.client), self.folder.work());
         let collects = self.definition.history.output_collection;
         let (shipping, collecting) = (self.pace.subscribe(), self.pace.subscribe());
@@ -186,7 +193,10 @@ impl Attempt {
             prepared = prepare(self) => prepared,
         };
         match prepared {
-            Ok(ready) => supervise::run(self, &ready).await,
+            Ok(ready) => {
+                trainyard_store::fail_point!("agent.environment_ready");
+                supervise::run(self, &ready).await
+            }
             Err(cause) => supervise::ended(self, cause).await,
         }
     }
@@ -195,7 +205,7 @@ impl Attempt {
     fn lost(&self) -> Option<Cause> {
         let lost = |message: &str| Some(Cause::AgentLost { message: message.to_owned() });
         match self.folder.started() {
-            Ok(Some(started)) => started.stopping.or_else(|| lost("it was killed, or the machine failed, while the code ran")),
+            Ok(Some(started)) => Some(unrecorded_end(started, boot_id().as_deref())),
             Ok(None) if self.order.started_at.is_some() => {
                 lost("the code was started before, and what was known of it on its machine is gone")
             }
@@ -205,28 +215,37 @@ impl Attempt {
     }
 
     async fn sweep(&self) {
-        supervise::sweep(self.id, self.folder.started().ok().flatten().as_ref(), self.grace()).await;
+        supervise::sweep(self).await;
     }
 
     /// Delivers logs and outputs, and then says so.
     async fn collect(&self, shipper: Shipper, outputs: Outputs) -> Result<(), Refusal> {
         let mut warnings = std::mem::take(&mut *self.warnings.lock().unwrap_or_else(PoisonError::into_inner));
         warnings.extend(shipper.finish().await?);
+        trainyard_store::fail_point!("agent.logs_sealed");
         // Without a start, what is in the folder came with the snapshot.
         if self.definition.history.output_collection && self.folder.started().is_ok_and(|started| started.is_some()) {
             warnings.extend(outputs.finish().await?);
         }
+        trainyard_store::fail_point!("agent.outputs_stored");
         if warnings.len() > MAX_WARNINGS {
             let more = warnings.len() - MAX_WARNINGS;
             warnings.truncate(MAX_WARNINGS);
             warnings.push(format!("… and {more} more warnings of this kind"));
         }
-        if self.control.now() == control::Demand::Abandon {
+        if self.control.now() == Demand::Abandon {
             return Err(Refusal::Abandoned);
+        }
+        if self.folder.is_asked_again() {
+            // What this agent knows to be delivered, the server may have lost: the next one begins with nothing.
+            tracing::info!("the server asks for everything again; the next agent delivers it");
+            return Ok(());
         }
         // The answer to this is that the attempt is not wanted any more: it is over.
         self.reporter.deliver(Report::Collected { warnings }).await;
+        trainyard_store::fail_point!("agent.collected_reported");
         self.folder.mark_collected()?;
+        trainyard_store::fail_point!("agent.collected_noted");
         tracing::info!("everything is delivered");
         Ok(())
     }
@@ -244,6 +263,17 @@ impl Attempt {
     }
 }
 
+/// What became of code that was started and whose end nobody has recorded. `boot_id`: which life of the machine this is.
+fn unrecorded_end(started: Started, boot_id: Option<&str>) -> Cause {
+    if let Some(decided) = started.stopping {
+        return decided;
+    }
+    if started.is_of_another_boot(boot_id) {
+        return Cause::NodeLost { message: "the machine was restarted while the code ran".into() };
+    }
+    Cause::AgentLost { message: "it was killed while the code ran".into() }
+}
+
 /// The definition in the order. If this agent does not understand it, one that collects the usual folders, and why nothing is run.
 fn read_definition(order: &AttemptOrder) -> (Definition, Option<Cause>) {
     let nothing = Definition {
@@ -256,16 +286,38 @@ fn read_definition(order: &AttemptOrder) -> (Definition, Option<Cause>) {
         max_run_duration_seconds: None,
         priority: 0,
         history: History::default(),
+        retries: RetryWish::default(),
     };
-    let refuse = |message: String| (nothing.clone(), Some(Cause::StartFailed { message }));
-    if order.protocol != AGENT_PROTOCOL {
+    // Another try may find a server and an agent that fit.
+    let refuse = |message: String| (nothing.clone(), Some(Cause::StartFailed { message, by_definition: false }));
+    if !(OLDEST_AGENT_PROTOCOL..=AGENT_PROTOCOL).contains(&order.protocol) {
         return refuse(format!(
-            "the server speaks version {} of the agent's protocol, this agent version {AGENT_PROTOCOL}; do both come from the same installation?",
+            "the server speaks version {} of the agent's protocol, this agent versions {OLDEST_AGENT_PROTOCOL} to {AGENT_PROTOCOL}; do both come from the same installation?",
             order.protocol
         ));
     }
     match serde_json::from_value(order.definition.clone()) {
         Ok(definition) => (definition, None),
         Err(error) => refuse(format!("the agent does not understand the definition in its order: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unrecorded_end_is_what_was_decided_or_the_machines_or_the_agents() {
+        let lost = |stopping: Option<Cause>, noted: Option<&str>, now: Option<&str>| {
+            let started = Started { started_us: 1, main: None, stopping, boot_id: noted.map(str::to_owned) };
+            unrecorded_end(started, now).label()
+        };
+        let limit = Cause::TimeLimit { limit_seconds: 5 };
+        assert_eq!(lost(Some(limit), Some("a"), Some("b")), "time_limit", "it was being stopped already");
+        assert_eq!(lost(None, Some("a"), Some("b")), "node_lost");
+        assert_eq!(lost(None, Some("a"), Some("a")), "agent_lost");
+        for (noted, now) in [(None, Some("b")), (Some("a"), None), (None, None)] {
+            assert_eq!(lost(None, noted, now), "agent_lost", "a restart is not guessed");
+        }
     }
 }

@@ -42,7 +42,7 @@ pub(super) async fn prepare(attempt: &Attempt) -> Result<Ready, Cause> {
         let task = tokio::task::spawn_blocking(move || ca_bundle(&settings.cache_dir, &folder, &ca_pem));
         task.await
             .expect("writing the bundle does not panic, and nobody ends the task")
-            .map_err(|error| Cause::StartFailed { message: error.message().to_owned() })
+            .map_err(|error| Cause::StartFailed { message: error.message().to_owned(), by_definition: false })
     };
     let working_directory = async {
         // Nothing may run before the server has said that this attempt is still wanted.
@@ -146,6 +146,7 @@ async fn working_directory(attempt: &Attempt) -> Result<(), Cause> {
         .map_err(|error| failed(format!("the limits of archives in the order cannot be read: {error}")))?;
     let zip = attempt.folder.temporary().join("snapshot.zip");
     fetch(attempt, expected, &zip).await.map_err(failed)?;
+    trainyard_store::fail_point!("agent.snapshot_fetched");
     let task = tokio::task::spawn_blocking(move || {
         let file = File::open(&zip).map_err(|error| format!("the snapshot cannot be read: {error}"))?;
         match trainyard_store::archive::unpack(file, &limits, &work) {
@@ -156,7 +157,9 @@ async fn working_directory(attempt: &Attempt) -> Result<(), Cause> {
         let _ = fs::remove_file(&zip);
         Ok(())
     });
-    task.await.unwrap_or_else(|_| Err("unpacking broke off".into())).map_err(failed)
+    task.await.unwrap_or_else(|_| Err("unpacking broke off".into())).map_err(failed)?;
+    trainyard_store::fail_point!("agent.unpacked");
+    Ok(())
 }
 
 /// Fetches the snapshot until it is whole.

@@ -44,6 +44,15 @@ pub(super) struct Reaper {
     status: Option<WaitStatus>,
 }
 
+/// Why the code is not running.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct NotStarted {
+    /// For the person who wrote the definition.
+    pub(super) message: String,
+    /// Whether the definition is to blame, so that another try would end the same way, or the machine.
+    pub(super) by_definition: bool,
+}
+
 /// Whether the agent has children. Thanks to the subreaper, "none" means that nothing of the code's tree is left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Children {
@@ -60,9 +69,15 @@ pub(super) fn adopt_orphans() -> io::Result<()> {
 
 /// Starts the user's code. To be called on the thread that lives as long as the agent: the kernel ties the life of
 /// the code to that thread.
-pub(super) fn spawn(launch: &Launch) -> io::Result<(Reaper, MainProcess)> {
-    let signals = unix::signal(SignalKind::child())?;
-    let output = OpenOptions::new().create(true).append(true).open(&launch.output)?;
+pub(super) fn spawn(launch: &Launch) -> Result<(Reaper, MainProcess), NotStarted> {
+    let machine = |what: &str| {
+        let what = what.to_owned();
+        move |error: io::Error| NotStarted { message: format!("{what}: {error}"), by_definition: false }
+    };
+    let signals = unix::signal(SignalKind::child()).map_err(machine("the ends of processes cannot be watched"))?;
+    let output = OpenOptions::new().create(true).append(true).open(&launch.output);
+    let output = output.map_err(machine(&format!("`{}` cannot be opened", launch.output.display())))?;
+    let copy = output.try_clone().map_err(machine("the log of the code cannot be opened twice"))?;
     let mut command = Command::new(&launch.program);
     command
         .args(&launch.arguments)
@@ -70,7 +85,7 @@ pub(super) fn spawn(launch: &Launch) -> io::Result<(Reaper, MainProcess)> {
         .envs(&launch.variables)
         .current_dir(&launch.directory)
         .stdin(Stdio::null())
-        .stdout(output.try_clone()?)
+        .stdout(copy)
         .stderr(output);
     let agent = getpid();
     let before_exec = move || {
@@ -84,9 +99,9 @@ pub(super) fn spawn(launch: &Launch) -> io::Result<(Reaper, MainProcess)> {
     unsafe {
         command.pre_exec(before_exec);
     }
-    let child = command.spawn()?;
+    let child = command.spawn().map_err(|error| not_started(launch, &error))?;
     let pid = child.id().cast_signed();
-    let main = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidData)?;
+    let main = Pid::from_raw(pid).expect("a child that was just started has a number above zero");
     // It can't have been reaped yet, so its entry is there even if it has ended.
     let start_ticks = start_ticks(pid).unwrap_or_default();
     Ok((Reaper { signals, main, status: None }, MainProcess { pid, start_ticks }))
@@ -139,8 +154,33 @@ pub(super) fn cause_of(status: WaitStatus) -> Cause {
     }
 }
 
-/// Why the process could not be started, for the person who wrote the definition.
-pub(super) fn start_failure(launch: &Launch, error: &io::Error) -> String {
+/// Why the process could not be started.
+fn not_started(launch: &Launch, error: &io::Error) -> NotStarted {
+    if !launch.directory.is_dir() {
+        let message = format!("the working directory `{}` is gone", launch.directory.display());
+        return NotStarted { message, by_definition: false };
+    }
+    NotStarted { message: start_failure(launch, error), by_definition: is_by_definition(error) }
+}
+
+/// What is wrong with the program that was named, rather than with the machine's room for another process.
+fn is_by_definition(error: &io::Error) -> bool {
+    const THE_PROGRAM: [Errno; 9] = [
+        Errno::NOENT,
+        Errno::ACCESS,
+        Errno::PERM,
+        Errno::NOEXEC,
+        Errno::TOOBIG,
+        Errno::NOTDIR,
+        Errno::ISDIR,
+        Errno::LOOP,
+        Errno::NAMETOOLONG,
+    ];
+    // Without a number it is the standard library that refuses an argument with a NUL in it.
+    Errno::from_io_error(error).map_or(error.kind() == io::ErrorKind::InvalidInput, |errno| THE_PROGRAM.contains(&errno))
+}
+
+fn start_failure(launch: &Launch, error: &io::Error) -> String {
     let program = launch.program.to_string_lossy();
     let searched = || match launch.variables.get(std::ffi::OsStr::new("PATH")) {
         Some(path) if !program.contains('/') => format!(" on PATH ({})", path.to_string_lossy()),
@@ -152,7 +192,32 @@ pub(super) fn start_failure(launch: &Launch, error: &io::Error) -> String {
         }
         io::ErrorKind::PermissionDenied => format!("`{program}` may not be executed; is it marked as executable?"),
         io::ErrorKind::ArgumentListTooLong => "arguments and environment variables together are longer than the system allows".into(),
-        io::ErrorKind::StorageFull => format!("the disk of `{}` is full", launch.output.display()),
+        _ if Errno::from_io_error(error) == Some(Errno::NOEXEC) => {
+            format!("`{program}` is no program that this machine can run; does its first line name its interpreter?")
+        }
         _ => format!("`{program}`: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_cannot_be_run_is_the_definitions_and_a_full_machine_is_not() {
+        let table = [
+            (Errno::NOENT, true),
+            (Errno::ACCESS, true),
+            (Errno::NOEXEC, true),
+            (Errno::TOOBIG, true),
+            (Errno::AGAIN, false),
+            (Errno::NOMEM, false),
+            (Errno::MFILE, false),
+            (Errno::NOSPC, false),
+            (Errno::SRCH, false),
+        ];
+        for (errno, expected) in table {
+            assert_eq!(is_by_definition(&errno.into()), expected, "{errno}");
+        }
     }
 }

@@ -8,9 +8,6 @@ use trainyard_wire::native::Report;
 
 use super::{client::Client, control::Control};
 
-/// After this long without a report the server is told that the agent is alive.
-const HEARTBEAT: Duration = Duration::from_secs(10);
-
 /// Where reports are handed in.
 #[derive(Clone)]
 pub(super) struct Reporter {
@@ -23,11 +20,12 @@ struct Entry {
 }
 
 impl Reporter {
-    /// Starts the task that sends; it ends when the last handle is dropped or the attempt was given up.
-    pub(super) fn start(client: Arc<Client>, control: Arc<Control>) -> Self {
+    /// Starts the task that sends; it ends when the last handle is dropped or the attempt was given up. After `heartbeat` without a
+    /// report the server is told that the agent is alive.
+    pub(super) fn start(client: Arc<Client>, control: Arc<Control>, heartbeat: Duration) -> Self {
         // Unbounded: an attempt makes a handful of reports, and the code must not wait for a server that is away.
         let (queue, entries) = mpsc::unbounded_channel();
-        tokio::spawn(send_all(client, control, entries));
+        tokio::spawn(send_all(client, control, heartbeat, entries));
         Self { queue }
     }
 
@@ -46,9 +44,9 @@ impl Reporter {
     }
 }
 
-async fn send_all(client: Arc<Client>, control: Arc<Control>, mut entries: mpsc::UnboundedReceiver<Entry>) {
+async fn send_all(client: Arc<Client>, control: Arc<Control>, heartbeat: Duration, mut entries: mpsc::UnboundedReceiver<Entry>) {
     loop {
-        let entry = match tokio::time::timeout(HEARTBEAT, entries.recv()).await {
+        let entry = match tokio::time::timeout(heartbeat, entries.recv()).await {
             Ok(Some(entry)) => entry,
             Ok(None) => return,
             Err(_) => Entry { report: Report::Alive, answered: None },

@@ -1,5 +1,6 @@
 //! Ships logs to the server while they grow: the attempt's own (`azureml-logs/`) and every file in the folders that the definition
-//! says to watch. At the end each is compared by its hash and sealed, so that what the server has is what the disk had.
+//! says to watch. At the end each is compared by its hash and sealed, so that what the server has is what the disk had; of the attempt's
+//! own, what [`super::spool`] shows of them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +18,8 @@ use trainyard_wire::native::Seal;
 use super::{
     client::{Client, LogAnswer, Position, Refusal},
     folder::AttemptFolder,
-    outputs::{OUTPUTS, digest},
+    outputs::{Content, OUTPUTS, digest},
+    spool::Spool,
     tail::{BATCH_PAUSE, CHUNK_BYTES, Next, Tail, look_pause},
     walk::{Found, Listing, Stamp, list},
 };
@@ -46,6 +48,7 @@ pub(super) enum Pace {
 pub(super) struct Shipper {
     client: Arc<Client>,
     folder: AttemptFolder,
+    spool: Spool,
     watched: Vec<String>,
     tails: BTreeMap<String, Tail>,
     /// Files that the server does not take, with its reason.
@@ -54,14 +57,25 @@ pub(super) struct Shipper {
 }
 
 impl Shipper {
-    /// `directories` are the folders to watch, as the definition names them.
-    pub(super) fn new(client: Arc<Client>, folder: AttemptFolder, directories: &[String]) -> Self {
+    /// `directories` are the folders to watch, as the definition names them. Of each of the attempt's own logs, `spool_limit_bytes` may wait for
+    /// the server. To be made before anything writes a log.
+    pub(super) fn new(client: Arc<Client>, folder: AttemptFolder, directories: &[String], spool_limit_bytes: u64) -> Self {
         let (watched, warnings) = watched_folders(directories);
-        Self { client, folder, watched, tails: BTreeMap::new(), refused: BTreeMap::new(), warnings }
+        let spool = Spool::open(folder.clone(), spool_limit_bytes);
+        Self { client, folder, spool, watched, tails: BTreeMap::new(), refused: BTreeMap::new(), warnings }
     }
 
     /// Ships what grows until the pace is [`Pace::Finish`] or the attempt was given up.
-    pub(super) async fn follow(&mut self, mut pace: watch::Receiver<Pace>) -> Result<(), Refusal> {
+    pub(super) async fn follow(&mut self, pace: watch::Receiver<Pace>) -> Result<(), Refusal> {
+        let spool = self.spool.clone();
+        tokio::select! {
+            result = self.follow_growth(pace) => result,
+            // Beside it: while the server is away, shipping is one request that is not answered.
+            never = spool.guard() => match never {},
+        }
+    }
+
+    async fn follow_growth(&mut self, mut pace: watch::Receiver<Pace>) -> Result<(), Refusal> {
         let mut last_growth = Instant::now();
         let mut next_listing = Instant::now();
         loop {
@@ -75,7 +89,7 @@ impl Shipper {
                 next_listing = Instant::now() + LIST_INTERVAL.max(began.elapsed() * 20);
                 files
             } else {
-                self.own_logs()
+                self.own_logs().await
             };
             let pause = if self.ship(&files).await? {
                 last_growth = Instant::now();
@@ -110,18 +124,22 @@ impl Shipper {
             self.warnings.insert(format!("`{path}` is not kept: {why}"));
         }
         self.warnings.extend(listing.left_out);
+        self.warnings.extend(self.spool.warnings().await);
         Ok(self.warnings.into_iter().collect())
     }
 
     /// The two logs that every attempt has, without a look at any folder.
-    fn own_logs(&self) -> Vec<Found> {
+    async fn own_logs(&self) -> Vec<Found> {
         let logs = [self.folder.driver_log(), self.folder.build_log()];
-        logs.into_iter()
+        let mut logs: Vec<_> = logs
+            .into_iter()
             .filter_map(|file| {
                 let stamp = Stamp::of(&std::fs::metadata(&file).ok()?);
                 Some(Found { path: format!("{SYSTEM_LOGS}/{}", file.file_name()?.to_str()?), file, stamp })
             })
-            .collect()
+            .collect();
+        self.spool.show(&mut logs).await;
+        logs
     }
 
     async fn list(&self) -> Listing {
@@ -138,7 +156,27 @@ impl Shipper {
             all.files.dedup_by(|a, b| a.path == b.path);
             all
         });
-        task.await.expect("listing folders does not panic, and nobody ends the task")
+        let mut listing = task.await.expect("listing folders does not panic, and nobody ends the task");
+        self.spool.show(&mut listing.files).await;
+        listing
+    }
+
+    /// Bytes to be sent; an error if the file is another one now, or it is too short.
+    async fn read(&self, found: &Found, offset: u64, length: u64) -> io::Result<bytes::Bytes> {
+        if Spool::owns(&found.path) {
+            self.spool.read(found, offset, length).await
+        } else {
+            read_range(&found.file, found.stamp.inode, offset, length)
+        }
+    }
+
+    /// Sends bytes of a log, and lets the spool see for how long that takes.
+    async fn append(&self, path: &str, position: Position, bytes: bytes::Bytes) -> Result<LogAnswer, Refusal> {
+        self.spool.during(self.client.append_log(path, position, bytes)).await
+    }
+
+    async fn digest(&self, found: &Found) -> io::Result<Content> {
+        if Spool::owns(&found.path) { self.spool.digest(found).await } else { digest(&found.file).await }
     }
 
     /// Sends what is new in `files`; `true` if anything was.
@@ -151,9 +189,12 @@ impl Shipper {
             let mut tail = self.tails.get(&found.path).copied().unwrap_or_else(|| Tail::new(&found.stamp));
             while let Next::Send { offset, length } = tail.look(&found.stamp) {
                 // Gone or replaced since the look: the next one shows.
-                let Ok(bytes) = read_range(&found.file, found.stamp.inode, offset, length) else { break };
-                match self.client.append_log(&found.path, Position::At(offset), bytes).await {
-                    Ok(answer) => tail.answered(offset + length, answer),
+                let Ok(bytes) = self.read(found, offset, length).await else { break };
+                match self.append(&found.path, Position::At(offset), bytes).await {
+                    Ok(answer) => {
+                        tail.answered(offset + length, answer);
+                        self.spool.answered(&found.path, tail.offset()).await;
+                    }
                     Err(Refusal::Refused { message, .. }) => {
                         tracing::warn!(path = found.path, message, "the server does not take a log");
                         self.refused.insert(found.path.clone(), message);
@@ -191,7 +232,7 @@ impl Shipper {
     }
 
     async fn complete(&self, found: &Found, missing: Missing) -> Result<LogAnswer, Refusal> {
-        let content = digest(&found.file).await?;
+        let content = self.digest(found).await?;
         match missing {
             Missing::Perhaps => {}
             Missing::From(offset) => self.send(found, Position::At(offset), content.stamp.length).await?,
@@ -202,15 +243,15 @@ impl Shipper {
 
     /// Sends the log from `position` up to `length`. At least one request: that is how a log without a line comes to be.
     async fn send(&self, found: &Found, mut position: Position, length: u64) -> Result<(), Refusal> {
-        let inode = std::fs::metadata(&found.file)?.ino();
+        let found = Found { stamp: Stamp { inode: std::fs::metadata(&found.file)?.ino(), ..found.stamp }, ..found.clone() };
         loop {
             let offset = match position {
                 Position::At(offset) => offset.min(length),
                 Position::Replacing => 0,
             };
             let count = (length - offset).min(CHUNK_BYTES);
-            let bytes = read_range(&found.file, inode, offset, count)?;
-            let reached = match self.client.append_log(&found.path, position, bytes).await? {
+            let bytes = self.read(&found, offset, count).await?;
+            let reached = match self.append(&found.path, position, bytes).await? {
                 LogAnswer::Done(held) => held.unwrap_or(0).max(offset + count),
                 // A gap: the seal's answer says where the server is.
                 LogAnswer::Holds(_) => return Ok(()),

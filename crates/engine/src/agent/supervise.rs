@@ -10,15 +10,16 @@ use std::{
     time::Duration,
 };
 
-use trainyard_core::{ids::AttemptId, run::Cause};
+use trainyard_core::run::Cause;
 use trainyard_wire::native::Report;
 
 use super::{
     control::Demand,
-    folder::{ExitRecord, MainProcess, Started},
+    folder::{ExitRecord, MainProcess, Started, boot_id},
     life::Attempt,
+    memory::MemoryWatch,
     outputs::OUTPUTS,
-    process::{self, Launch, Reaper},
+    process::{self, Launch, NotStarted, Reaper},
     ship::Pace,
     tree::Tree,
     variables::{Sources, command_line, variables},
@@ -63,29 +64,35 @@ enum Stop {
     TimeLimit(u64),
 }
 
+impl From<NotStarted> for Cause {
+    fn from(NotStarted { message, by_definition }: NotStarted) -> Self {
+        Self::StartFailed { message, by_definition }
+    }
+}
+
 /// Runs the code of `attempt`. Only if it was never started: the caller has looked.
 pub(super) async fn run(attempt: &Attempt, ready: &Ready) -> Outcome {
     let launch = match launch(attempt, ready) {
         Ok(launch) => launch,
-        Err(message) => return ended(attempt, Cause::StartFailed { message }).await,
+        Err(refused) => return ended(attempt, refused.into()).await,
     };
     match attempt.control.now() {
         Demand::Continue => {}
         demand => return stopped_before_start(attempt, demand).await,
     }
-    let mut started = Started { started_us: now_us(), main: None, stopping: None };
+    let mut started = Started { started_us: now_us(), main: None, stopping: None, boot_id: boot_id() };
     if let Err(error) = attempt.folder.write_started(&started) {
         let message = format!("the agent cannot note the start in `{}`: {error}", attempt.folder.path().display());
-        return ended(attempt, Cause::StartFailed { message }).await;
+        return ended(attempt, Cause::StartFailed { message, by_definition: false }).await;
     }
+    let mut memory = MemoryWatch::start();
+    trainyard_store::fail_point!("agent.start_noted");
     let (mut reaper, main) = match process::spawn(&launch) {
         Ok(spawned) => spawned,
-        Err(error) => {
-            let message = process::start_failure(&launch, &error);
-            return ended(attempt, Cause::StartFailed { message }).await;
-        }
+        Err(refused) => return ended(attempt, refused.into()).await,
     };
     drop(launch);
+    trainyard_store::fail_point!("agent.spawned");
     attempt.pace.send_replace(Pace::Started);
     attempt.reporter.tell(Report::Started);
     tracing::info!(pid = main.pid, "the code runs");
@@ -94,17 +101,22 @@ pub(super) async fn run(attempt: &Attempt, ready: &Ready) -> Outcome {
         tracing::warn!(%error, "the process id is not noted; should this agent be killed, the code's processes are found by their environment");
     }
 
+    trainyard_store::fail_point!("agent.process_noted");
     let limit = attempt.definition.max_run_duration_seconds;
     let stop = tokio::select! {
         biased;
         status = reaper.main_ended() => {
-            let cause = process::cause_of(status);
+            let (cause, warning) = memory.conclude(process::cause_of(status));
+            if let Some(warning) = warning {
+                attempt.warn(warning);
+            }
             let outcome = ended(attempt, cause).await;
             end_aftermath(attempt, main, &mut reaper).await;
             return outcome;
         }
         demand = attempt.control.stop_demanded() => Stop::Demanded(demand),
         limit = elapsed(limit) => Stop::TimeLimit(limit),
+        never = memory.keep_looking() => match never {},
     };
     stop_running(attempt, stop, started, &mut reaper).await
 }
@@ -113,6 +125,7 @@ pub(super) async fn run(attempt: &Attempt, ready: &Ready) -> Outcome {
 pub(super) async fn ended(attempt: &Attempt, cause: Cause) -> Outcome {
     let record = ExitRecord { cause: cause.clone(), ended_us: now_us() };
     tracing::info!(cause = cause.label(), "the code is over");
+    trainyard_store::fail_point!("agent.code_ended");
     // The record is the truth about the run: nothing goes on without it, however long the disk is full.
     while let Err(error) = attempt.folder.write_exit_record(&record) {
         if !attempt.folder.path().exists() {
@@ -120,8 +133,13 @@ pub(super) async fn ended(attempt: &Attempt, cause: Cause) -> Outcome {
             break;
         }
         tracing::error!(%error, "the exit record cannot be written; trying again");
-        tokio::time::sleep(WRITE_PAUSE).await;
+        tokio::select! {
+            // Nobody will ever ask for it.
+            () = attempt.control.abandoned() => break,
+            () = tokio::time::sleep(WRITE_PAUSE) => {}
+        }
     }
+    trainyard_store::fail_point!("agent.exit_recorded");
     Outcome::Ended(cause)
 }
 
@@ -129,14 +147,15 @@ pub(super) async fn ended(attempt: &Attempt, cause: Cause) -> Outcome {
 pub(super) async fn stopped_before_start(attempt: &Attempt, demand: Demand) -> Outcome {
     match demand {
         Demand::Continue | Demand::Terminate => Outcome::Interrupted,
-        Demand::Cancel { by } => ended(attempt, Cause::Cancelled { by }).await,
+        Demand::Cancel { by, why } => ended(attempt, Cause::Cancelled { by, why }).await,
         Demand::Abandon => Outcome::Abandoned,
     }
 }
 
 /// Ends whatever a former agent of the attempt left alive.
-pub(super) async fn sweep(attempt: AttemptId, started: Option<&Started>, grace: Duration) {
-    let left = Tree::of_agent(attempt, started.and_then(|started| started.main)).end(grace, None).await;
+pub(super) async fn sweep(attempt: &Attempt) {
+    let main = attempt.folder.started().ok().flatten().and_then(|started| started.main_now());
+    let left = end_tree(attempt, &Tree::of_agent(attempt.id, main), None).await;
     if left > 0 {
         tracing::error!(left, "processes of a former agent do not end");
     }
@@ -145,10 +164,10 @@ pub(super) async fn sweep(attempt: AttemptId, started: Option<&Started>, grace: 
 async fn stop_running(attempt: &Attempt, stop: Stop, mut started: Started, reaper: &mut Reaper) -> Outcome {
     let cause = match stop {
         Stop::TimeLimit(limit_seconds) => Cause::TimeLimit { limit_seconds },
-        Stop::Demanded(Demand::Cancel { by }) => Cause::Cancelled { by },
+        Stop::Demanded(Demand::Cancel { by, why }) => Cause::Cancelled { by, why },
         Stop::Demanded(Demand::Abandon) => Cause::AgentLost { message: "the server gave this attempt up".into() },
         Stop::Demanded(Demand::Terminate | Demand::Continue) => {
-            Cause::AgentLost { message: "the system told the agent to end, so it stopped the code; was the machine shut down?".into() }
+            Cause::Preempted { message: "the agent was told to end; was the machine shut down, or its job taken off it?".into() }
         }
     };
     tracing::info!(cause = cause.label(), "stopping the code");
@@ -156,7 +175,7 @@ async fn stop_running(attempt: &Attempt, stop: Stop, mut started: Started, reape
     if let Err(error) = attempt.folder.write_started(&started) {
         tracing::warn!(%error, "why the code is stopped is not noted");
     }
-    let left = Tree::of_agent(attempt.id, started.main).end(attempt.grace(), Some(reaper)).await;
+    let left = end_tree(attempt, &Tree::of_agent(attempt.id, started.main), Some(reaper)).await;
     if left > 0 {
         attempt.warn(format!("{left} processes of the run do not end, not even when killed; they may hold files or devices"));
     }
@@ -164,6 +183,18 @@ async fn stop_running(attempt: &Attempt, stop: Stop, mut started: Started, reape
         _ if attempt.control.now() == Demand::Abandon => Outcome::Abandoned,
         outcome => outcome,
     }
+}
+
+/// Ends a tree, with time for last words; without any once the attempt was given up: another one may be at work already. Gives the number of
+/// processes that do not end.
+async fn end_tree(attempt: &Attempt, tree: &Tree, mut reaper: Option<&mut Reaper>) -> usize {
+    if attempt.control.now() != Demand::Abandon {
+        tokio::select! {
+            left = tree.end(attempt.grace(), reaper.as_deref_mut()) => return left,
+            () = attempt.control.abandoned() => {}
+        }
+    }
+    tree.end(Duration::ZERO, reaper).await
 }
 
 /// Ends what the code left behind.
@@ -179,7 +210,7 @@ async fn end_aftermath(attempt: &Attempt, main: MainProcess, reaper: &mut Reaper
     let shown = names.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
     let more = if names.len() > 5 { ", …" } else { "" };
     attempt.warn(format!("the code left {} processes behind when it ended; they were ended: {shown}{more}", names.len()));
-    let left = tree.end(attempt.grace(), Some(reaper)).await;
+    let left = end_tree(attempt, &tree, Some(reaper)).await;
     if left > 0 {
         attempt.warn(format!("{left} of them do not end, not even when killed"));
     }
@@ -197,11 +228,15 @@ async fn elapsed(limit_seconds: Option<u64>) -> u64 {
 }
 
 /// Everything that the start needs, or why it is not possible.
-fn launch(attempt: &Attempt, ready: &Ready) -> Result<Launch, String> {
+fn launch(attempt: &Attempt, ready: &Ready) -> Result<Launch, NotStarted> {
     let (work, definition) = (attempt.folder.work(), &attempt.definition);
-    let (program, arguments) = command_line(definition, &ready.interpreter, &work)?;
+    let (program, arguments) =
+        command_line(definition, &ready.interpreter, &work).map_err(|message| NotStarted { message, by_definition: true })?;
     for name in [OUTPUTS, "logs"] {
-        make_folder(&work.join(name)).map_err(|error| format!("the folder `{name}` cannot be made in the working directory: {error}"))?;
+        make_folder(&work.join(name)).map_err(|error| NotStarted {
+            message: format!("the folder `{name}` cannot be made in the working directory: {error}"),
+            by_definition: false,
+        })?;
     }
     let (token, token_expires_on) = attempt.client.token();
     let id = attempt.id.to_string();

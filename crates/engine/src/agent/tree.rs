@@ -14,10 +14,16 @@ use std::{
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
 use trainyard_core::ids::AttemptId;
 
-use super::{folder::MainProcess, process::Reaper};
+use super::{
+    folder::{AttemptFolder, MainProcess},
+    process::Reaper,
+};
 
 /// The variable by which the processes of an attempt are known.
 pub(super) const ATTEMPT_VARIABLE: &str = "TRAINYARD_ATTEMPT_ID";
+
+/// How long somebody outside the attempt waits for what he has killed to be gone.
+const OUTSIDER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long KILL is repeated before giving up on processes that the kernel does not let die (waiting for a dead disk, say).
 const KILL_PATIENCE: Duration = Duration::from_secs(30);
@@ -49,6 +55,13 @@ struct Stat {
     parent: i32,
     session: i32,
     start_ticks: u64,
+}
+
+impl Stat {
+    /// Whether there is nothing left of it but its result.
+    fn is_dead(&self) -> bool {
+        matches!(self.state, 'Z' | 'X' | 'x')
+    }
 }
 
 impl Tree {
@@ -114,7 +127,7 @@ impl Tree {
         let own = own_pid();
         table
             .into_iter()
-            .filter(|stat| stat.pid != own && !matches!(stat.state, 'Z' | 'X' | 'x'))
+            .filter(|stat| stat.pid != own && !stat.is_dead())
             .filter(|stat| family.contains(&stat.pid) || self.in_session(stat) || self.carries_entry(stat.pid))
             .collect()
     }
@@ -135,11 +148,54 @@ impl Tree {
     }
 }
 
+/// Kills the agent of `attempt`, whose folder this is, and everything it has started on this machine, stopped processes included, for an executor that
+/// gave the attempt up. The fence must be up: nothing else keeps an agent from being started again. Blocks until nothing is left, for some seconds at
+/// most; what does not end by then is in the log.
+pub fn kill(folder: &AttemptFolder, attempt: AttemptId) {
+    let main = folder.started().ok().flatten().and_then(|started| started.main_now());
+    let deadline = Instant::now() + OUTSIDER_PATIENCE;
+    while folder.agent_is_alive() {
+        if Instant::now() >= deadline {
+            tracing::error!(%attempt, folder = %folder.path().display(), "the agent of the attempt does not end");
+            break;
+        }
+        // None: it has begun to live an instant ago and has not said who it is.
+        if let Some(pid) = folder.agent_pid().filter(|pid| *pid != own_pid()) {
+            kill_with_descendants(pid, deadline);
+        }
+        std::thread::sleep(LOOK_PAUSE.0);
+    }
+    end_all(attempt, &Tree::of_outsider(attempt, main));
+}
+
+/// Kills the agent `pid` after everything below it: once it is gone nobody knows any more what was. It is held so that it neither starts anything nor
+/// takes the deaths for the code's own.
+fn kill_with_descendants(pid: i32, deadline: Instant) {
+    let Some(start_ticks) = start_ticks(pid) else { return };
+    let agent = Member { pid, start_ticks };
+    send(&agent, Signal::STOP);
+    loop {
+        let table = process_table();
+        let family = descendants(&table, pid);
+        let alive: Vec<_> = table.iter().filter(|stat| family.contains(&stat.pid) && !stat.is_dead()).collect();
+        if alive.is_empty() || Instant::now() >= deadline {
+            return send(&agent, Signal::KILL);
+        }
+        for stat in alive {
+            send(&Member { pid: stat.pid, start_ticks: stat.start_ticks }, Signal::KILL);
+        }
+        std::thread::sleep(LOOK_PAUSE.0);
+    }
+}
+
 /// Kills whatever is left of `attempt` on this machine, for an executor that removes the folder of an attempt whose agent is gone. Blocks
 /// for a look at the process table, and for up to two seconds if something was left.
 pub fn end_leftovers(attempt: AttemptId) {
-    let tree = Tree::of_outsider(attempt, None);
-    let deadline = Instant::now() + Duration::from_secs(2);
+    end_all(attempt, &Tree::of_outsider(attempt, None));
+}
+
+fn end_all(attempt: AttemptId, tree: &Tree) {
+    let deadline = Instant::now() + OUTSIDER_PATIENCE;
     loop {
         let members = tree.members();
         if members.is_empty() {
@@ -156,7 +212,8 @@ pub fn end_leftovers(attempt: AttemptId) {
     }
 }
 
-fn own_pid() -> i32 {
+/// The id of this process.
+pub(super) fn own_pid() -> i32 {
     getpid().as_raw_nonzero().get()
 }
 

@@ -220,6 +220,7 @@ mod tests {
         definition::{Framework, History},
         environment::EnvironmentSpec,
         ids::ComputeName,
+        run::RetryWish,
     };
 
     use super::*;
@@ -235,6 +236,7 @@ mod tests {
             max_run_duration_seconds: None,
             priority: 0,
             history: History::default(),
+            retries: RetryWish::default(),
         }
     }
 

@@ -3,7 +3,7 @@
 use serde_json::json;
 use trainyard_wire::native::{Command, Report};
 
-use crate::stage::Stage;
+use crate::stage::{Stage, until};
 
 const DRIVER_LOG: &str = "azureml-logs/70_driver_log.txt";
 
@@ -61,10 +61,10 @@ async fn cancelling_ends_the_whole_tree_even_what_ignores_term_in_its_own_sessio
     let mut agent = stage.agent();
     stage.until_outside("ready").await;
     stage.world.until("the first question", |known| known.phases().contains(&"started")).await;
-    stage.world.set(|known| known.command = Some((Command::Cancel, "ada")));
+    stage.world.set(|known| (known.command, known.why) = (Some((Command::Cancel, "ada")), Some("too slow".into())));
     stage.world.until("the end", |known| known.phases().contains(&"ended")).await;
     assert_eq!(stage.alive(), Vec::<String>::new(), "nothing is left when the end is reported");
-    assert_eq!(stage.world.known().cause(), json!({ "kind": "cancelled", "by": "ada" }));
+    assert_eq!(stage.world.known().cause(), json!({ "kind": "cancelled", "by": "ada", "why": "too slow" }));
     assert!(agent.ended().await.success());
     assert!(stage.world.known().text(DRIVER_LOG).contains("terminated"), "asked before killed, and its last words are kept");
     assert!(stage.folder.is_collected());
@@ -77,6 +77,22 @@ async fn a_time_limit_stops_the_code() {
     stage.run().await;
     assert_eq!(stage.world.known().cause(), json!({ "kind": "time_limit", "limit_seconds": 1 }));
     assert_eq!(stage.alive(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_time_limit_counts_while_the_server_is_away() {
+    let mut stage = Stage::new("touch $OUTSIDE/ready; while :; do sleep 0.05; done").await;
+    stage.define("max_run_duration_seconds", json!(2));
+    let mut agent = stage.agent();
+    stage.world.until("started", |known| known.phases().contains(&"started")).await;
+    stage.world.set(|known| known.refuse = Some(axum::http::StatusCode::BAD_GATEWAY));
+    let folder = stage.folder.clone();
+    until("the exit record", || folder.exit_record().unwrap().is_some()).await;
+    assert_eq!(stage.alive(), Vec::<String>::new());
+    assert!(!stage.world.known().phases().contains(&"ended"), "nobody could be told");
+    stage.world.set(|known| known.refuse = None);
+    assert!(agent.ended().await.success());
+    assert_eq!(stage.world.known().cause(), json!({ "kind": "time_limit", "limit_seconds": 2 }));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -134,6 +150,7 @@ async fn what_cannot_be_started_says_why() {
         let cause = stage.world.known().cause();
         assert_eq!(cause["kind"], kind);
         assert!(cause["message"].as_str().unwrap().contains(sentence), "{cause}");
+        assert_eq!(cause["by_definition"], true);
         assert!(!stage.world.known().phases().contains(&"started"));
     }
 }
@@ -171,6 +188,7 @@ async fn an_order_of_another_protocol_is_refused_in_words() {
     let cause = stage.world.known().cause();
     assert_eq!(cause["kind"], "start_failed");
     assert!(cause["message"].as_str().unwrap().contains("of the agent's protocol"), "{cause}");
+    assert_eq!(cause["by_definition"], false, "another try may find programs that fit");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,6 +5,9 @@
 
 mod ends;
 mod files;
+mod given_up;
+mod memory;
+mod offline;
 mod server;
 mod stage;
 mod survives;

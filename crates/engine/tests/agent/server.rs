@@ -1,7 +1,7 @@
 //! A server as an agent sees it: HTTPS, the agent's routes of `wire::native`, everything kept in memory, and misbehaviour on request.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{SocketAddr, TcpListener},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
@@ -23,7 +23,7 @@ use axum_server::{
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
-use trainyard_wire::native::{Command, FreshToken, Instruction, LogLength, Report, Seal};
+use trainyard_wire::native::{AGENT_PROTOCOL_HEADER, Command, FreshToken, Instruction, LogLength, Report, Seal};
 
 /// How long a test waits for anything.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
@@ -42,16 +42,24 @@ pub(crate) struct Known {
     pub(crate) snapshot: Vec<u8>,
     /// What every report and question is answered with.
     pub(crate) command: Option<(Command, &'static str)>,
+    /// Why a cancel was asked for.
+    pub(crate) why: Option<String>,
     /// Answers every call with this.
     pub(crate) refuse: Option<StatusCode>,
     /// Answers only the call for the snapshot with this.
     pub(crate) refuse_snapshot: Option<StatusCode>,
+    /// Answers only calls for logs with this.
+    pub(crate) refuse_logs: Option<StatusCode>,
     /// The token that is accepted.
     pub(crate) token: String,
     /// The token that the next question for one is answered with; only that one is accepted then.
     pub(crate) next_token: Option<String>,
     /// Calls that were let in.
     pub(crate) calls: u64,
+    /// Calls that were not, because of their token.
+    pub(crate) unauthorized: u64,
+    /// The version of the agent's protocol that every call so far named.
+    pub(crate) protocols: BTreeSet<Option<String>>,
 }
 
 #[derive(Clone, Default)]
@@ -96,9 +104,10 @@ impl World {
     }
 
     fn instruction(&self) -> Instruction {
-        match self.known().command {
-            Some((command, by)) => Instruction { command, by: Some(by.to_owned()) },
-            None => Instruction { command: Command::Continue, by: None },
+        let known = self.known();
+        match known.command {
+            Some((command, by)) => Instruction { command, by: Some(by.to_owned()), why: known.why.clone() },
+            None => Instruction { command: Command::Continue, by: None, why: None },
         }
     }
 }
@@ -200,7 +209,11 @@ async fn admit(State(world): Shared, request: Request, next: Next) -> Response {
         let mut known = world.known();
         let bearer = format!("Bearer {}", known.token);
         let authorized = request.headers().get("authorization").is_some_and(|value| value.as_bytes() == bearer.as_bytes());
-        let refused = known.refuse.or((!authorized).then_some(StatusCode::UNAUTHORIZED));
+        let protocol = request.headers().get(AGENT_PROTOCOL_HEADER).map(|value| value.to_str().unwrap().to_owned());
+        known.protocols.insert(protocol);
+        known.unauthorized += u64::from(!authorized);
+        let logs = known.refuse_logs.filter(|_| request.uri().path().contains("/logs/"));
+        let refused = known.refuse.or(logs).or((!authorized).then_some(StatusCode::UNAUTHORIZED));
         if refused.is_none() {
             known.calls += 1;
         }

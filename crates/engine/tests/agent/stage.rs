@@ -9,6 +9,7 @@ use std::{
     time::Instant,
 };
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use trainyard_core::{
@@ -16,6 +17,7 @@ use trainyard_core::{
     definition::{Definition, Entry, Framework, History},
     environment::EnvironmentSpec,
     ids::ComputeName,
+    run::RetryWish,
 };
 use trainyard_engine::agent::folder::AttemptFolder;
 use trainyard_wire::native::{AGENT_PROTOCOL, AttemptOrder};
@@ -56,6 +58,7 @@ impl Stage {
             max_run_duration_seconds: None,
             priority: 0,
             history: History::default(),
+            retries: RetryWish::default(),
         };
         let identity = Identity::new();
         let world = World::new(snapshot.clone());
@@ -79,6 +82,9 @@ impl Stage {
             variables: BTreeMap::from([("AZUREML_RUN_ID".to_owned(), "run-1".to_owned())]),
             grace_seconds: 1,
             started_at: None,
+            workspace: None,
+            heartbeat_seconds: 10,
+            spool_limit_bytes: 1 << 30,
         };
         let folder = AttemptFolder::new(root.path().join(attempt.to_string()));
         Self { world, server: Some(server), identity, folder, order, outside, _root: root }
@@ -171,8 +177,17 @@ impl Agent {
 
     /// Tells it to end.
     pub(crate) fn terminate(&self) {
-        let pid = rustix::process::Pid::from_raw(self.0.id().cast_signed()).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.signal(Signal::TERM);
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_raw(self.pid()).unwrap(), signal).unwrap();
+    }
+
+    /// Its process id.
+    pub(crate) fn pid(&self) -> i32 {
+        self.0.id().cast_signed()
     }
 }
 

@@ -153,13 +153,13 @@ async fn a_run_is_stopped_through_its_folder_while_the_server_cannot_be_reached(
     let mut agent = stage.agent();
     stage.until_outside("ready").await;
     stage.world.set(|known| known.refuse = Some(StatusCode::SERVICE_UNAVAILABLE));
-    stage.folder.request_stop("ada").unwrap();
+    stage.folder.request_stop("ada", Some("too slow")).unwrap();
     let folder = stage.folder.clone();
     until("the exit record", || folder.exit_record().unwrap().is_some()).await;
     assert_eq!(stage.alive(), Vec::<String>::new());
     stage.world.set(|known| known.refuse = None);
     assert!(agent.ended().await.success());
-    assert_eq!(stage.world.known().cause(), json!({ "kind": "cancelled", "by": "ada" }));
+    assert_eq!(stage.world.known().cause(), json!({ "kind": "cancelled", "by": "ada", "why": "too slow" }));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -180,7 +180,7 @@ async fn an_agent_told_to_end_stops_the_code_and_says_so() {
     agent.terminate();
     assert!(agent.ended().await.success());
     assert_eq!(stage.alive(), Vec::<String>::new());
-    assert_eq!(stage.world.known().cause()["kind"], "agent_lost");
+    assert_eq!(stage.world.known().cause()["kind"], "preempted");
 }
 
 #[tokio::test(flavor = "multi_thread")]
