@@ -8,20 +8,26 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use tokio::{sync::Notify, task::JoinHandle};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 use trainyard_core::{
     archive::ArchiveLimits,
+    definition::Definition,
     ids::{AttemptId, ComputeName, RunId, WorkspaceId},
+    run::RetryPolicy,
 };
 use trainyard_store::Store;
 
 use crate::{
     environment::EnvironmentSettings,
     executor::Executor,
+    heartbeat::{Attendance, Heartbeats},
     hub::{Hub, RunKey, Subscription},
     pass::Passes,
 };
@@ -43,6 +49,8 @@ pub struct Target {
     pub engine: &'static str,
     /// What executes its runs.
     pub executor: Arc<dyn Executor>,
+    /// How often its runs are tried again, unless their definitions say otherwise.
+    pub retries: RetryPolicy,
 }
 
 impl std::fmt::Debug for Target {
@@ -55,6 +63,9 @@ impl std::fmt::Debug for Target {
 pub trait RunTokens: Send + Sync {
     /// A token for the agent and code of `attempt`, and when it ends, in seconds since the epoch.
     fn mint(&self, workspace: WorkspaceId, run: &RunId, attempt: AttemptId) -> trainyard_core::Result<(String, i64)>;
+
+    /// Whether a token that was made before will hold for some days more: signed with a key of now, and far from its end.
+    fn lasts(&self, token: &str) -> bool;
 }
 
 /// Everything the engine needs to know.
@@ -67,6 +78,8 @@ pub struct EngineOptions {
     pub orders: OrderSettings,
     /// Who makes their tokens.
     pub tokens: Arc<dyn RunTokens>,
+    /// How long silence is borne.
+    pub patience: Patience,
 }
 
 /// The part of an attempt's order that is the same for all.
@@ -82,17 +95,33 @@ pub struct OrderSettings {
     pub archive_limits: ArchiveLimits,
     /// Time between TERM and KILL.
     pub grace: Duration,
+    /// How much of a log may wait in an agent's spool, in bytes.
+    pub spool_limit_bytes: u64,
+}
+
+/// How long silence is borne.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// An attempt that is silent for longer is `NotResponding`.
+    pub heartbeat_limit: Duration,
+    /// One that is silent for longer is given up as lost with its machine, behind a fence; `None`: never.
+    pub silence_limit: Option<Duration>,
 }
 
 /// What the rest of the program holds of the engine.
 #[derive(Clone)]
 pub struct Handle {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 pub(crate) struct Shared {
     pub(crate) hub: Hub,
     pub(crate) notify: Notify,
+    pub(crate) heartbeats: Heartbeats,
+    heartbeat_limit: Duration,
+    attended: AtomicBool,
+    pub(crate) adopted: watch::Sender<bool>,
+    violations: std::sync::Mutex<Vec<(&'static str, u64)>>,
     targets: Vec<Target>,
     full: BTreeMap<ComputeName, AtomicBool>,
     stop: CancellationToken,
@@ -105,15 +134,20 @@ impl Handle {
         let shared = Arc::new(Shared {
             hub: Hub::default(),
             notify: Notify::new(),
+            heartbeats: Heartbeats::default(),
+            heartbeat_limit: options.patience.heartbeat_limit,
+            attended: AtomicBool::new(false),
+            adopted: watch::Sender::new(false),
+            violations: std::sync::Mutex::default(),
             full: options.targets.iter().map(|target| (target.name.clone(), AtomicBool::new(false))).collect(),
             targets: options.targets.clone(),
             stop: CancellationToken::new(),
             task: std::sync::Mutex::new(None),
         });
-        let passes = Passes::new(options, Arc::clone(&shared));
-        let task = tokio::spawn(run(passes, Arc::clone(&shared)));
+        let handle = Self { shared: Arc::clone(&shared) };
+        let task = tokio::spawn(run(Passes::new(options, handle.clone()), Arc::clone(&shared)));
         *shared.task.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(task);
-        Self { shared }
+        handle
     }
 
     /// Something changed that the engine may have to act on: a run ended, was cancelled, an agent reported.
@@ -130,6 +164,27 @@ impl Handle {
         }
     }
 
+    /// The agent of `attempt` said something, whatever it was.
+    pub fn heard(&self, attempt: AttemptId) {
+        // The run says NotResponding: it should not do so for another second.
+        if self.shared.heartbeats.heard(attempt, Instant::now()) > self.shared.heartbeat_limit {
+            self.wake();
+        }
+    }
+
+    /// How many attempts are in execution, and of how many something was heard since the server started; `None` before the first pass has
+    /// looked at all of them.
+    pub fn attendance(&self) -> Option<Attendance> {
+        self.shared.attended.load(Ordering::Acquire).then(|| self.shared.heartbeats.attendance())
+    }
+
+    /// How often a run with this definition is tried again on its target. A target that is not configured any more has the usual rule.
+    pub fn retry_policy(&self, definition: Option<&Definition>) -> RetryPolicy {
+        let Some(definition) = definition else { return RetryPolicy::default() };
+        let target = self.target(definition.target.as_str());
+        target.map(|target| target.retries).unwrap_or_default().with(definition.retries)
+    }
+
     /// The compute targets, in the order of the configuration.
     pub fn targets(&self) -> &[Target] {
         &self.shared.targets
@@ -138,6 +193,17 @@ impl Handle {
     /// The compute target of that name.
     pub fn target(&self, name: &str) -> Option<&Target> {
         self.shared.targets.iter().find(|target| target.name.as_str() == name)
+    }
+
+    /// How many objects broke each cheap invariant at the last count; empty before the first.
+    pub fn violations(&self) -> Vec<(&'static str, u64)> {
+        self.shared.violations.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// Resolves once attempts that the rows did not know were taken back: before, agents must not be answered.
+    pub async fn adopted(&self) {
+        // Fails only when the sender is gone, and it is in `self`.
+        let _ = self.shared.adopted.subscribe().wait_for(|adopted| *adopted).await;
     }
 
     /// Tells everyone who follows `run` to look again.
@@ -168,6 +234,16 @@ impl Handle {
 }
 
 impl Shared {
+    /// A pass has looked at every attempt in execution.
+    pub(crate) fn set_attended(&self) {
+        self.attended.store(true, Ordering::Release);
+    }
+
+    /// Remembers a count of rows that break an invariant.
+    pub(crate) fn set_violations(&self, counts: Vec<(&'static str, u64)>) {
+        *self.violations.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = counts;
+    }
+
     /// Remembers whether `target` has no free slot; see [`Handle::submitted`].
     pub(crate) fn set_full(&self, target: &ComputeName, full: Fullness) {
         if let Some(flag) = self.full.get(target) {

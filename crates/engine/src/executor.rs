@@ -34,11 +34,21 @@ pub trait Executor: Send + Sync {
     /// Gives a living agent a new endpoint and token: after a restart the server may listen elsewhere.
     fn refresh<'a>(&'a self, order: &'a AttemptOrder) -> BoxFuture<'a, Result<()>>;
 
+    /// The order that the agent of `attempt` has now, if there is anything of the attempt.
+    fn order(&self, attempt: AttemptId) -> BoxFuture<'_, Result<Option<AttemptOrder>>>;
+
     /// What there is of `attempt`.
     fn observe(&self, attempt: AttemptId) -> BoxFuture<'_, Result<Observation>>;
 
     /// Asks the agent of `attempt` to stop, for the case that it cannot hear the server. Returns at once; the agent reports.
-    fn stop<'a>(&'a self, attempt: AttemptId, by: &'a str) -> BoxFuture<'a, Result<()>>;
+    fn stop<'a>(&'a self, attempt: AttemptId, by: &'a str, why: Option<&'a str>) -> BoxFuture<'a, Result<()>>;
+
+    /// Has everything of `attempt` delivered (again), whether its agent is alive or done: the server has lost what it was given.
+    fn redeliver(&self, attempt: AttemptId) -> BoxFuture<'_, Result<()>>;
+
+    /// Puts up a fence: whatever is left of `attempt` and can be reached is ended at once, and its agent, should it come back, learns that it
+    /// is not wanted. The row is closed afterwards in any case, so that nothing it sends is taken.
+    fn fence(&self, attempt: AttemptId) -> BoxFuture<'_, Result<()>>;
 
     /// Ends whatever is left of `attempt` and removes it. Only called once the attempt is closed or given up.
     fn clean(&self, attempt: AttemptId) -> BoxFuture<'_, Result<()>>;

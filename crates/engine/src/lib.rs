@@ -8,9 +8,11 @@ mod engine;
 pub mod environment;
 pub mod executor;
 pub mod finalize;
+mod heartbeat;
 mod hub;
 mod pass;
 pub mod trust;
 
-pub use engine::{EngineOptions, Handle, OrderSettings, RunTokens, Target};
+pub use engine::{EngineOptions, Handle, OrderSettings, Patience, RunTokens, Target};
+pub use heartbeat::Attendance;
 pub use hub::{RunKey, Subscription};

@@ -56,7 +56,8 @@ const KEPT_VARIABLES: &[&str] = &[
 const KEPT_PREFIXES: [&str; 2] = ["PIP_", "UV_"];
 
 fn is_kept(name: &str) -> bool {
-    KEPT_VARIABLES.contains(&name) || KEPT_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    let armed = cfg!(feature = "failpoints") && name.starts_with("TRAINYARD_FAIL_POINTS");
+    armed || KEPT_VARIABLES.contains(&name) || KEPT_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// Runs agents on this machine.
@@ -85,9 +86,13 @@ impl LocalExecutor {
             return Ok(());
         }
         folder.create().map_err(|error| io_error("the folder of the attempt cannot be made", folder.path(), error))?;
+        trainyard_store::fail_point!("executor.folder_made");
         folder.write_order(order).map_err(|error| io_error("the order of the attempt cannot be written", folder.path(), error))?;
+        trainyard_store::fail_point!("executor.order_written");
         folder.count_start().map_err(|error| io_error("the start of the agent cannot be counted", folder.path(), error))?;
+        trainyard_store::fail_point!("executor.start_counted");
         let child = self.start(folder.path())?;
+        trainyard_store::fail_point!("executor.agent_started");
         tracing::info!(run = order.run_id, %attempt, pid = child.id(), "agent started");
         self.children.lock().unwrap_or_else(PoisonError::into_inner).insert(attempt, child);
         Ok(())
@@ -141,6 +146,13 @@ impl LocalExecutor {
         if folder.is_collected() { Observation::Collected } else { Observation::NoAgent { starts: folder.starts() } }
     }
 
+    /// The order as it stands, with when the code was started as far as the folder knows better.
+    fn order_now(&self, attempt: AttemptId) -> Option<AttemptOrder> {
+        let folder = self.folder(attempt);
+        let order = folder.read_order().ok()?;
+        Some(AttemptOrder { started_at: order.started_at.or_else(|| folder.started_at()), ..order })
+    }
+
     fn clean_now(&self, attempt: AttemptId) -> Result<()> {
         let folder = self.folder(attempt);
         if self.is_child(attempt) || folder.agent_is_alive() {
@@ -175,16 +187,34 @@ impl Executor for LocalExecutor {
         .boxed()
     }
 
+    fn order(&self, attempt: AttemptId) -> BoxFuture<'_, Result<Option<AttemptOrder>>> {
+        async move { Ok(self.order_now(attempt)) }.boxed()
+    }
+
     fn observe(&self, attempt: AttemptId) -> BoxFuture<'_, Result<Observation>> {
         async move { Ok(self.observe_now(attempt)) }.boxed()
     }
 
-    fn stop<'a>(&'a self, attempt: AttemptId, by: &'a str) -> BoxFuture<'a, Result<()>> {
+    fn stop<'a>(&'a self, attempt: AttemptId, by: &'a str, why: Option<&'a str>) -> BoxFuture<'a, Result<()>> {
         async move {
             let folder = self.folder(attempt);
-            folder.request_stop(by).map_err(|error| io_error("the agent cannot be asked to stop", folder.path(), error))
+            folder.request_stop(by, why).map_err(|error| io_error("the agent cannot be asked to stop", folder.path(), error))
         }
         .boxed()
+    }
+
+    fn redeliver(&self, attempt: AttemptId) -> BoxFuture<'_, Result<()>> {
+        async move {
+            let folder = self.folder(attempt);
+            folder.ask_again().map_err(|error| io_error("the agent cannot be asked to deliver again in", folder.path(), error))
+        }
+        .boxed()
+    }
+
+    fn fence(&self, attempt: AttemptId) -> BoxFuture<'_, Result<()>> {
+        let folder = self.folder(attempt);
+        // Ending a tree may take seconds, and waits for them in the thread.
+        async move { tokio::task::spawn_blocking(move || put_up_fence(&folder, attempt)).await.map_err(Error::internal)? }.boxed()
     }
 
     fn clean(&self, attempt: AttemptId) -> BoxFuture<'_, Result<()>> {
@@ -194,6 +224,16 @@ impl Executor for LocalExecutor {
     fn leftovers(&self) -> BoxFuture<'_, Result<Vec<AttemptId>>> {
         async move { self.leftovers_now() }.boxed()
     }
+}
+
+fn put_up_fence(folder: &AttemptFolder, attempt: AttemptId) -> Result<()> {
+    if !folder.path().exists() {
+        return Ok(());
+    }
+    folder.fence().map_err(|error| io_error("the fence cannot be put up in", folder.path(), error))?;
+    // At once, and stopped processes too: the note is for an agent that is started by something else later.
+    crate::agent::kill(folder, attempt);
+    Ok(())
 }
 
 fn io_error(what: &str, path: &Path, error: std::io::Error) -> Error {

@@ -1,7 +1,7 @@
 //! Gives free slots to waiting runs: reads counts and queue heads, lets `core::plan` decide, stores each intent.
 //!
 //! Only the intent is written here. Starting the agent is the business of the attempts pass, which does it for every attempt
-//! without one: the same code whether the intent is a millisecond old or from before a crash.
+//! without one: the same code whether the intent is a millisecond old or from before a crash. A drained server admits nothing.
 
 use trainyard_core::{
     Result,
@@ -17,14 +17,19 @@ use crate::{clock::now_us, engine::Fullness, hub::RunKey};
 
 impl Passes {
     pub(super) async fn admit(&mut self) -> Result<()> {
-        let views = self.target_views().await?;
-        for admission in plan::plan(&views) {
+        if self.options.store.is_drained().await? {
+            return Ok(());
+        }
+        let now = now_us();
+        let views = self.target_views(now).await?;
+        for admission in plan::plan(&views, now) {
             let attempt = AttemptId(Uuid::now_v7());
             let event = RunEvent::Admitted { attempt };
             match self.options.store.apply(admission.workspace, &admission.run, &event, now_us()).await? {
                 Applied::Changed(_) => {
+                    trainyard_store::fail_point!("admit.intended");
                     tracing::info!(run = %admission.run, %attempt, target = %admission.target, "run admitted");
-                    self.shared.hub.touch(&RunKey::new(admission.workspace, &admission.run));
+                    self.handle.shared.hub.touch(&RunKey::new(admission.workspace, &admission.run));
                 }
                 // Cancelled or taken between reading the queue and writing the intent: the next pass sees it as it is.
                 other => tracing::debug!(run = %admission.run, outcome = ?other, "run not admitted"),
@@ -33,8 +38,8 @@ impl Passes {
         Ok(())
     }
 
-    /// Slots, busy counts and as much of each queue as could be admitted.
-    async fn target_views(&self) -> Result<Vec<TargetView>> {
+    /// For `now_us`: slots, busy counts and as much of each queue as could be admitted.
+    async fn target_views(&self, now_us: i64) -> Result<Vec<TargetView>> {
         let store = &self.options.store;
         let busy = store.busy_slots().await?;
         let busy_on = |name: &ComputeName| busy.get(name).copied().unwrap_or(0);
@@ -42,7 +47,7 @@ impl Passes {
         for target in &self.options.targets {
             let slots = target.slots.saturating_sub(busy_on(&target.name));
             // Set before the queue is read: a run queued after the read finds the flag that was true when it was read.
-            self.shared.set_full(&target.name, if slots == 0 { Fullness::Full } else { Fullness::Free });
+            self.handle.shared.set_full(&target.name, if slots == 0 { Fullness::Full } else { Fullness::Free });
             if slots > 0 {
                 free.push((target.name.clone(), slots));
             }
@@ -50,7 +55,7 @@ impl Passes {
         if free.is_empty() {
             return Ok(Vec::new());
         }
-        let heads = store.queue_heads(&free).await?;
+        let heads = store.queue_heads(&free, now_us).await?;
         let slots = |name: &ComputeName| self.options.targets.iter().find(|target| &target.name == name).map_or(0, |target| target.slots);
         Ok(heads.into_iter().map(|(name, queue)| TargetView { slots: slots(&name), busy: busy_on(&name), name, queue }).collect())
     }

@@ -35,7 +35,10 @@ impl Passes {
             archive_limits: json(serde_json::to_value(settings.archive_limits))?,
             variables: self.variables(&run, definition.framework).await?,
             grace_seconds: settings.grace.as_secs(),
-            started_at: run.started_us.map(|us| us / 1_000_000),
+            started_at: live.attempt.started_us.map(|us| us / 1_000_000),
+            workspace: Some(live.workspace.0),
+            heartbeat_seconds: (self.options.patience.heartbeat_limit.as_secs() / 3).clamp(1, 60),
+            spool_limit_bytes: settings.spool_limit_bytes,
         })
     }
 

@@ -26,6 +26,8 @@ trait Bench {
     fn starts(&self, attempt: AttemptId) -> usize;
     /// Ends the agent as a crash would.
     fn kill_agent(&self, attempt: AttemptId);
+    /// Stops the agent from running, without ending it.
+    fn stop_agent(&self, attempt: AttemptId);
     /// Lets the agent say that everything is delivered.
     fn deliver(&self, attempt: AttemptId);
 }
@@ -42,6 +44,18 @@ impl LocalBench {
     fn read(&self, attempt: AttemptId, name: &str) -> String {
         fs::read_to_string(self.root().join(attempt.to_string()).join(name)).unwrap_or_default()
     }
+
+    fn signal(&self, attempt: AttemptId, signal: rustix::process::Signal) {
+        // The stand-in notes its process id an instant after it took the lock, in two steps: the file, then the line.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !self.read(attempt, "pid").ends_with('\n') {
+            assert!(Instant::now() < deadline, "waited too long for the agent's process id");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let pid = self.read(attempt, "pid").trim().parse().unwrap();
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
 }
 
 impl Bench for LocalBench {
@@ -50,7 +64,7 @@ impl Bench for LocalBench {
     fn new() -> Self {
         let bench = Self { dir: tempfile::tempdir().unwrap() };
         // Called as `agent --attempt-dir DIR`. Without the lock it leaves at once, as the agent does.
-        let script = "#!/bin/sh\necho started >>\"$3/agents\"\nexec flock --nonblock \"$3/agent.lock\" sh -c 'echo $$ >\"$0/pid\"; exec sleep 60' \"$3\"\n";
+        let script = "#!/bin/sh\necho started >>\"$3/agents\"\nexec flock --nonblock \"$3/agent.lock\" sh -c 'echo $$ >\"$0/agent.lock\"; echo $$ >\"$0/pid\"; exec sleep 60' \"$3\"\n";
         let path = bench.dir.path().join("agent");
         fs::write(&path, script).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
@@ -66,15 +80,11 @@ impl Bench for LocalBench {
     }
 
     fn kill_agent(&self, attempt: AttemptId) {
-        // The stand-in notes its process id an instant after it took the lock, in two steps: the file, then the line.
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while !self.read(attempt, "pid").ends_with('\n') {
-            assert!(Instant::now() < deadline, "waited too long for the agent's process id");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        let pid = self.read(attempt, "pid").trim().parse().unwrap();
-        let pid = rustix::process::Pid::from_raw(pid).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        self.signal(attempt, rustix::process::Signal::KILL);
+    }
+
+    fn stop_agent(&self, attempt: AttemptId) {
+        self.signal(attempt, rustix::process::Signal::STOP);
     }
 
     fn deliver(&self, attempt: AttemptId) {
@@ -111,6 +121,9 @@ fn order() -> AttemptOrder {
         variables: Default::default(),
         grace_seconds: 1,
         started_at: None,
+        workspace: None,
+        heartbeat_seconds: 10,
+        spool_limit_bytes: 1 << 20,
     }
 }
 
@@ -178,10 +191,22 @@ async fn what_is_delivered_is_seen_and_cleaned<B: Bench>() {
 
 async fn a_stop_and_a_new_address_reach_a_living_agent<B: Bench>() {
     let (_bench, executor, mut order, attempt) = started::<B>().await;
-    executor.stop(attempt, "me").await.unwrap();
-    executor.stop(attempt, "me").await.unwrap();
+    executor.stop(attempt, "me", None).await.unwrap();
+    executor.stop(attempt, "me", Some("no need")).await.unwrap();
     order.endpoint = "https://127.0.0.1:2".into();
     executor.refresh(&order).await.unwrap();
+    assert_eq!(executor.order(attempt).await.unwrap().unwrap().endpoint, "https://127.0.0.1:2");
+    assert!(executor.order(AttemptId(Uuid::new_v4())).await.unwrap().is_none());
+}
+
+async fn a_fence_ends_a_living_agent_even_a_stopped_one_and_can_be_put_up_twice<B: Bench>() {
+    let (bench, executor, _, attempt) = started::<B>().await;
+    until("the lock", || async { bench.executor().observe(attempt).await.unwrap() == Observation::Alive }).await;
+    bench.stop_agent(attempt);
+    executor.fence(attempt).await.unwrap();
+    executor.fence(attempt).await.unwrap();
+    until("the agent to be gone", || async { executor.observe(attempt).await.unwrap() == Observation::NoAgent { starts: 1 } }).await;
+    executor.fence(AttemptId(Uuid::new_v4())).await.unwrap();
 }
 
 macro_rules! executor_suite {
@@ -191,7 +216,7 @@ macro_rules! executor_suite {
 
             executor_suite!(@tests $bench: submitting_twice_starts_one_agent, a_new_server_sees_the_agent_of_the_old_one,
                 a_killed_agent_is_missed_and_can_be_started_again, what_is_delivered_is_seen_and_cleaned,
-                a_stop_and_a_new_address_reach_a_living_agent);
+                a_stop_and_a_new_address_reach_a_living_agent, a_fence_ends_a_living_agent_even_a_stopped_one_and_can_be_put_up_twice);
         }
     };
     (@tests $bench:ty: $($test:ident),*) => {
