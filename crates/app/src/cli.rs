@@ -87,8 +87,16 @@ enum Command {
     Workspace(commands::workspace::WorkspaceArgs),
     /// List the compute targets with their load
     Computes,
+    /// Start nothing new on the server, and say when it is safe to take it down
+    Drain(commands::drain::DrainArgs),
     /// Print an access token
     Token,
+    /// Back up a server, which may be at work, into one file
+    Backup(commands::backup::BackupArgs),
+    /// Put a backup back
+    Restore(commands::restore::RestoreArgs),
+    /// Check rows against blobs and logs, and repair what can be repaired
+    Fsck(commands::fsck::FsckArgs),
     /// Check the installation, and the server if there is one
     Doctor(commands::doctor::DoctorArgs),
     /// The process beside the user's code; started by the server
@@ -131,7 +139,11 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Command::App(args) => commands::app::run(args, &global.connect()?, &printer).await,
         Command::Workspace(args) => commands::workspace::run(args, &global.connect()?, &printer).await,
         Command::Computes => commands::computes::run(&global.connect()?, &printer).await,
+        Command::Drain(args) => commands::drain::run(args, &global.connect()?, &printer).await,
         Command::Token => commands::token::run(&global.connect()?, &printer).await,
+        Command::Backup(args) => commands::backup::run(args, global.data_dir, &printer).await,
+        Command::Restore(args) => commands::restore::run(args, global.data_dir, &printer).await,
+        Command::Fsck(args) => commands::fsck::run(args, global.data_dir, &printer).await,
         Command::Doctor(args) => commands::doctor::run(args, &global.search(), &printer).await,
         Command::Agent(args) => Ok(commands::agent::run(&args)),
     }

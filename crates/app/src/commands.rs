@@ -2,14 +2,18 @@
 
 pub mod agent;
 pub mod app;
+pub mod backup;
 pub mod cancel;
 pub mod computes;
 pub mod demo;
 pub mod doctor;
 pub mod download;
+pub mod drain;
 pub mod exec;
 pub mod experiments;
+pub mod fsck;
 pub mod logs;
+pub mod restore;
 pub mod runs;
 pub mod serve;
 pub mod show;

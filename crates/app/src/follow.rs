@@ -2,12 +2,13 @@
 //!
 //! A log is asked for from the byte after the last one printed, so that nothing is lost or repeated whenever the connection is cut.
 
-use std::time::Duration;
+use std::{io::Write as _, time::Duration};
 
 use anyhow::{Result, bail};
 use futures_util::StreamExt as _;
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
+use trainyard_wire::native::LOG_ATTEMPT_HEADER;
 
 use crate::client::{ApiError, Client, PATIENCE, is_passing};
 
@@ -69,25 +70,27 @@ pub async fn watch(client: &Client, run: &str, mut tell: impl FnMut(&Standing) -
     }
 }
 
-/// Prints a log to its end while the run goes on. A log that does not exist by the end of the run is empty.
+/// Prints a log to its end while the run goes on. A log that does not exist by the end of the run is empty. When the run is tried again, the
+/// log of the next attempt follows.
 pub async fn log(client: &Client, run: &str, path: &str, print: impl Fn(&[u8]) -> Result<()>) -> Result<()> {
-    let mut offset = 0u64;
+    let mut place = Place { run, path, offset: 0, attempt: None };
     let mut silent_since: Option<std::time::Instant> = None;
     loop {
         // Read before the log: if the run had ended by then, a log that is read to its end is complete.
         let ended = standing(client, run).await?.is_terminal();
-        match stretch(client, &Place { run, path, offset }, &print).await {
-            Ok(count) => {
-                offset += count;
+        let before = place.offset;
+        match stretch(client, &mut place, &print).await {
+            Ok(Stretch::OfAnother) => tell_next_attempt()?,
+            Ok(Stretch::Read) if ended => return Ok(()),
+            Ok(Stretch::Read) => {
                 silent_since = None;
-                if ended {
-                    return Ok(());
+                if place.offset == before {
+                    tokio::time::sleep(POLL).await;
                 }
             }
-            Err((count, error)) => {
-                offset += count;
+            Err(error) => {
                 let since = *silent_since.get_or_insert_with(std::time::Instant::now);
-                if !is_passing(&error) || (count == 0 && since.elapsed() > PATIENCE) {
+                if !is_passing(&error) || (place.offset == before && since.elapsed() > PATIENCE) {
                     return Err(error);
                 }
                 tokio::time::sleep(POLL).await;
@@ -96,26 +99,49 @@ pub async fn log(client: &Client, run: &str, path: &str, print: impl Fn(&[u8]) -
     }
 }
 
+/// How far a log was printed.
 struct Place<'a> {
     run: &'a str,
     path: &'a str,
     offset: u64,
+    /// The attempt whose log it is, once known.
+    attempt: Option<String>,
 }
 
-/// Prints one uninterrupted stretch of a log. Gives how many bytes were printed, also when it ends in an error.
-async fn stretch(client: &Client, place: &Place<'_>, print: &impl Fn(&[u8]) -> Result<()>) -> Result<u64, (u64, anyhow::Error)> {
-    let Place { run, path, offset } = place;
-    let address = client.native(&format!("/runs/{run}/logs/{path}?follow=true&offset={offset}"));
-    let request = client.request(Method::GET, &address).await.map_err(|error| (0, error))?;
-    let response = client.send(request).await.map_err(|error| (0, error))?;
-    let mut body = response.bytes_stream();
-    let mut count = 0;
-    while let Some(chunk) = body.next().await {
-        let chunk = chunk.map_err(|error| (count, error.into()))?;
-        print(&chunk).map_err(|error| (count, error))?;
-        count += chunk.len() as u64;
+/// What came of one request.
+enum Stretch {
+    /// Some more of the log was printed, or there was nothing more.
+    Read,
+    /// The log of another attempt stands there now; the place is its beginning.
+    OfAnother,
+}
+
+/// Prints one uninterrupted stretch of a log. The place moves on also when it ends in an error.
+async fn stretch(client: &Client, place: &mut Place<'_>, print: &impl Fn(&[u8]) -> Result<()>) -> Result<Stretch> {
+    let mut address = client.native(&format!("/runs/{}/logs/{}?follow=true&offset={}", place.run, place.path, place.offset));
+    if let Some(attempt) = &place.attempt {
+        address.push_str(&format!("&attempt={attempt}"));
     }
-    Ok(count)
+    let response = client.send(client.request(Method::GET, &address).await?).await?;
+    let attempt = response.headers().get(LOG_ATTEMPT_HEADER).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    if place.attempt.is_some() && attempt.is_some() && place.attempt != attempt {
+        (place.attempt, place.offset) = (attempt, 0);
+        return Ok(Stretch::OfAnother);
+    }
+    place.attempt = place.attempt.take().or(attempt);
+    let mut body = response.bytes_stream();
+    while let Some(chunk) = body.next().await {
+        let chunk = chunk?;
+        print(&chunk)?;
+        place.offset += chunk.len() as u64;
+    }
+    Ok(Stretch::Read)
+}
+
+/// On standard error: it is not a part of the log.
+fn tell_next_attempt() -> Result<()> {
+    writeln!(std::io::stderr().lock(), "-- the run is tried again; the log of its next attempt follows --")?;
+    Ok(())
 }
 
 /// Prints what there is of a log now.

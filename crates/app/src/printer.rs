@@ -18,6 +18,7 @@ pub enum Format {
 }
 
 /// What a command prints with.
+#[derive(Clone, Copy)]
 pub struct Printer {
     format: Format,
     progress: bool,

@@ -3,27 +3,23 @@
 //! One server per data directory: it holds a lock there for as long as it lives.
 
 use std::{
-    fs::File,
+    fs::{File, TryLockError},
     net::{IpAddr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context as _, Result, bail};
 use tokio_util::sync::CancellationToken;
-use trainyard_core::{
-    archive::ArchiveLimits,
-    ids::{AttemptId, ComputeName, RunId, WorkspaceId},
-};
+use trainyard_core::{archive::ArchiveLimits, ids::ComputeName, run::RetryPolicy};
 use trainyard_engine::{
-    EngineOptions, Handle, OrderSettings, RunTokens, Target, environment::EnvironmentSettings, executor::local::LocalExecutor,
+    EngineOptions, Handle, OrderSettings, Patience, Target, environment::EnvironmentSettings, executor::local::LocalExecutor,
 };
 use trainyard_server::{
     AppState, Inner, Limits, Metrics, ServerSettings,
     auth::Tokens,
     bootstrap::{self, Identity, Location},
-    clock,
     signing::UrlSigner,
     tls::{Authority, ServerCertificate, server_config},
 };
@@ -60,9 +56,11 @@ impl Server {
     pub async fn open(data_dir: &Path, settings: &Settings, exposure: Exposure) -> Result<Self> {
         let data_dir = prepare_data_dir(data_dir)?;
         let lock = lock(&data_dir)?;
+        trainyard_store::backup::refuse_unfinished(&data_dir)?;
         let (listener, address) = bind(&settings.server.listen)?;
         let local_url = Url::parse(&format!("https://{}", reachable(address)))?;
         let public_url = settings.server.public_url.clone().unwrap_or_else(|| local_url.clone());
+        let agent_url = settings.server.agent_url.clone().unwrap_or(local_url);
         let authority = Arc::new(Authority::open_or_create(&data_dir).context("the private CA cannot be opened")?);
         let tls = server_config(&authority, &certificate(settings, &public_url, address)).context("the certificate cannot be used")?;
         let store = open_store(&data_dir, settings).await?;
@@ -78,7 +76,7 @@ impl Server {
         bootstrap::ensure_defaults(&store, identity, location).await.context("the defaults cannot be made")?;
         refuse_exposure(&store, address, exposure).await?;
         let tokens = Tokens::open(&data_dir.join("keys"), identity.tenant_id, &public_url)?;
-        let engine = engine(&data_dir, settings, (store.clone(), tokens.clone()), (local_url, authority.ca_pem().to_owned()))?;
+        let engine = engine(&data_dir, settings, (store.clone(), tokens.clone()), (agent_url, authority.ca_pem().to_owned()))?;
         let state = AppState::new(Inner {
             store,
             engine,
@@ -103,6 +101,11 @@ impl Server {
             stopper.cancelled().await;
             engine.shutdown().await;
         });
+        // An agent that the rows do not know yet would be told to give up.
+        tokio::select! {
+            () = state.engine.adopted() => {}
+            () = shutdown.cancelled() => {}
+        }
         let served = trainyard_server::serve(state, listener, tls, shutdown.clone()).await;
         shutdown.cancel();
         stop_engine.await?;
@@ -112,14 +115,17 @@ impl Server {
 }
 
 /// Makes the folder, readable by its owner only, and gives its absolute path.
-fn prepare_data_dir(data_dir: &Path) -> Result<PathBuf> {
+pub(crate) fn prepare_data_dir(data_dir: &Path) -> Result<PathBuf> {
     let mut builder = std::fs::DirBuilder::new();
     std::os::unix::fs::DirBuilderExt::mode(builder.recursive(true), 0o700);
     builder.create(data_dir).with_context(|| format!("the data directory {} cannot be made", data_dir.display()))?;
     data_dir.canonicalize().with_context(|| format!("the data directory {} cannot be opened", data_dir.display()))
 }
 
-fn lock(data_dir: &Path) -> Result<File> {
+/// A server that was killed while it started an agent leaves the lock to the new process for an instant, until that becomes the agent.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+
+pub(crate) fn lock(data_dir: &Path) -> Result<File> {
     let path = data_dir.join("server.lock");
     let file = File::options()
         .create(true)
@@ -127,10 +133,14 @@ fn lock(data_dir: &Path) -> Result<File> {
         .write(true)
         .open(&path)
         .with_context(|| format!("{} cannot be opened", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => bail!("another server uses the data directory {}; stop it first", data_dir.display()),
-        Err(std::fs::TryLockError::Error(error)) => Err(error).with_context(|| format!("{} cannot be locked", path.display())),
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
+            Err(TryLockError::WouldBlock) => bail!("another server uses the data directory {}; stop it first", data_dir.display()),
+            Err(TryLockError::Error(error)) => return Err(error).with_context(|| format!("{} cannot be locked", path.display())),
+        }
     }
 }
 
@@ -154,7 +164,8 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 
 fn certificate(settings: &Settings, public_url: &Url, address: SocketAddr) -> ServerCertificate {
     let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned(), reachable(address).ip().to_string()];
-    names.extend(public_url.host_str().map(|host| host.trim_matches(['[', ']']).to_owned()));
+    let urls = [Some(public_url), settings.server.agent_url.as_ref()].into_iter().flatten();
+    names.extend(urls.filter_map(|url| url.host_str()).map(|host| host.trim_matches(['[', ']']).to_owned()));
     names.sort();
     names.dedup();
     match (&settings.server.tls_cert, &settings.server.tls_key) {
@@ -180,16 +191,7 @@ async fn refuse_exposure(store: &Store, address: SocketAddr, exposure: Exposure)
     )
 }
 
-/// Gives the engine the one thing of the server that it needs.
-struct Minter(Tokens);
-
-impl RunTokens for Minter {
-    fn mint(&self, workspace: WorkspaceId, run: &RunId, attempt: AttemptId) -> trainyard_core::Result<(String, i64)> {
-        self.0.mint_run(workspace, run, attempt, clock::now_us())
-    }
-}
-
-fn engine(data_dir: &Path, settings: &Settings, (store, tokens): (Store, Tokens), (local_url, ca_pem): (Url, String)) -> Result<Handle> {
+fn engine(data_dir: &Path, settings: &Settings, (store, tokens): (Store, Tokens), (agent_url, ca_pem): (Url, String)) -> Result<Handle> {
     let binary = std::env::current_exe().context("the path of this program is unknown")?;
     let local = Arc::new(LocalExecutor::new(data_dir.join("attempts"), binary)?);
     let targets = settings.compute.iter().map(|(name, section)| {
@@ -200,16 +202,27 @@ fn engine(data_dir: &Path, settings: &Settings, (store, tokens): (Store, Tokens)
                 Engine::Local => "local",
             },
             executor: local.clone(),
+            retries: RetryPolicy {
+                infrastructure: section.retries,
+                user_code: section.user_retries,
+                backoff_seconds: section.retry_backoff_seconds,
+            },
         })
     });
     let orders = OrderSettings {
-        endpoint: local_url.as_str().trim_end_matches('/').to_owned(),
+        endpoint: agent_url.as_str().trim_end_matches('/').to_owned(),
         ca_pem,
         environments: environments(data_dir, settings)?,
         archive_limits: archive_limits(settings),
         grace: Duration::from_secs(settings.server.cancel_grace_seconds),
+        spool_limit_bytes: settings.server.spool_limit_bytes,
     };
-    Ok(Handle::start(EngineOptions { store, targets: targets.collect::<Result<_>>()?, orders, tokens: Arc::new(Minter(tokens)) }))
+    let patience = Patience {
+        heartbeat_limit: Duration::from_secs(settings.server.heartbeat_limit_seconds),
+        silence_limit: Some(settings.server.silence_limit_seconds).filter(|limit| *limit > 0).map(Duration::from_secs),
+    };
+    let targets = targets.collect::<Result<_>>()?;
+    Ok(Handle::start(EngineOptions { store, targets, orders, tokens: Arc::new(tokens), patience }))
 }
 
 fn environments(data_dir: &Path, settings: &Settings) -> Result<EnvironmentSettings> {
@@ -247,5 +260,22 @@ fn server_settings(settings: &Settings, identity: Identity, public_url: &Url) ->
             ..Limits::default()
         },
         url_signing_ttl: Duration::from_secs(8 * 3600),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_a_dying_process_lets_go_of_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = lock(dir.path()).unwrap();
+        let next = std::thread::spawn({
+            let dir = dir.path().to_owned();
+            move || lock(&dir).is_ok()
+        });
+        drop(held);
+        assert!(next.join().unwrap());
     }
 }

@@ -15,6 +15,7 @@ use toml::{
     Table, Value,
     de::{DeTable, DeValue},
 };
+use trainyard_core::run::RetryPolicy;
 use trainyard_engine::environment::PythonFallback;
 
 /// A key of the configuration file.
@@ -49,6 +50,12 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "server",
+        "agent_url",
+        "the listen address",
+        "Where agents reach the server, when that is not the listen address: through a proxy, or from other machines. Its host name is added to the certificate.",
+    ),
+    key(
+        "server",
         "tls_cert",
         "none",
         "PEM file with the certificate chain for `public_url`. Without it the server uses a certificate of its own private CA.",
@@ -61,6 +68,24 @@ pub const KEYS: &[Key] = &[
     key("server", "max_archive_files", "20000", "The most files in a project zip."),
     key("server", "max_archive_ratio", "200", "The most that a file in a project zip may shrink by compression."),
     key("server", "cancel_grace_seconds", "10", "Time between TERM and KILL when a run is stopped."),
+    key(
+        "server",
+        "heartbeat_limit_seconds",
+        "30",
+        "A run whose agent is silent for longer is `NotResponding`; agents speak three times as often. At least 3.",
+    ),
+    key(
+        "server",
+        "silence_limit_seconds",
+        "86400",
+        "An attempt that is silent for longer is given up behind a fence (cause: node lost) even if its executor cannot say that it is gone. 0: never.",
+    ),
+    key(
+        "server",
+        "spool_limit_bytes",
+        "1073741824",
+        "How much of a log an agent keeps for a server that it cannot reach; beyond, the middle is cut out, which the log and the run say. Outputs are never cut.",
+    ),
     key("store", "database", "\"sqlite\"", "`sqlite` (a file in the data directory) or `postgres://user:password@host/database`."),
     key(
         "store",
@@ -90,6 +115,19 @@ pub const KEYS: &[Key] = &[
     key("environments", "offline", "false", "Build from caches only."),
     key("compute.NAME", "engine", "\"local\"", "What executes the runs of this target: `local`."),
     key("compute.NAME", "slots", "the number of cores", "How many runs at once. 0 holds every run back."),
+    key(
+        "compute.NAME",
+        "retries",
+        "2",
+        "How often a run is tried again after a failure of machines or of the server; a definition's `Retries.Infrastructure` wins.",
+    ),
+    key("compute.NAME", "user_retries", "0", "The same after a failure of the user's code; a definition's `Retries.UserCode` wins."),
+    key(
+        "compute.NAME",
+        "retry_backoff_seconds",
+        "10",
+        "Wait before the first retry; each further one waits twice as long, up to ten minutes. A definition's `Retries.BackoffSeconds` wins.",
+    ),
 ];
 
 /// The whole configuration, with defaults filled in.
@@ -115,6 +153,8 @@ pub struct ServerSection {
     /// See [`KEYS`].
     pub public_url: Option<url::Url>,
     /// See [`KEYS`].
+    pub agent_url: Option<url::Url>,
+    /// See [`KEYS`].
     pub tls_cert: Option<PathBuf>,
     /// See [`KEYS`].
     pub tls_key: Option<PathBuf>,
@@ -132,6 +172,12 @@ pub struct ServerSection {
     pub max_archive_ratio: u64,
     /// See [`KEYS`].
     pub cancel_grace_seconds: u64,
+    /// See [`KEYS`].
+    pub heartbeat_limit_seconds: u64,
+    /// See [`KEYS`].
+    pub silence_limit_seconds: u64,
+    /// See [`KEYS`].
+    pub spool_limit_bytes: u64,
 }
 
 impl Default for ServerSection {
@@ -139,6 +185,7 @@ impl Default for ServerSection {
         Self {
             listen: "127.0.0.1:8443".into(),
             public_url: None,
+            agent_url: None,
             tls_cert: None,
             tls_key: None,
             region: "local".into(),
@@ -148,6 +195,9 @@ impl Default for ServerSection {
             max_archive_files: 20_000,
             max_archive_ratio: 200,
             cancel_grace_seconds: 10,
+            heartbeat_limit_seconds: 30,
+            silence_limit_seconds: 86_400,
+            spool_limit_bytes: 1 << 30,
         }
     }
 }
@@ -207,12 +257,25 @@ pub struct ComputeSection {
     pub engine: Engine,
     /// See [`KEYS`].
     pub slots: u32,
+    /// See [`KEYS`].
+    pub retries: u32,
+    /// See [`KEYS`].
+    pub user_retries: u32,
+    /// See [`KEYS`].
+    pub retry_backoff_seconds: u64,
 }
 
 impl Default for ComputeSection {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Self { engine: Engine::Local, slots: u32::try_from(cores).unwrap_or(u32::MAX) }
+        let rule = RetryPolicy::default();
+        Self {
+            engine: Engine::Local,
+            slots: u32::try_from(cores).unwrap_or(u32::MAX),
+            retries: rule.infrastructure,
+            user_retries: rule.user_code,
+            retry_backoff_seconds: rule.backoff_seconds,
+        }
     }
 }
 
@@ -254,6 +317,9 @@ impl Settings {
     fn check(&self) -> Result<()> {
         if self.server.tls_cert.is_some() != self.server.tls_key.is_some() {
             bail!("`tls_cert` and `tls_key` in [server] go together: one of them is missing");
+        }
+        if self.server.heartbeat_limit_seconds < 3 {
+            bail!("`heartbeat_limit_seconds` in [server] is {}: it must be at least 3", self.server.heartbeat_limit_seconds);
         }
         for name in self.compute.keys() {
             trainyard_core::ids::ComputeName::new(name.as_str()).with_context(|| format!("in [compute.{name}]"))?;

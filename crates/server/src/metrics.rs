@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -13,6 +13,8 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 use trainyard_core::{Error, Result, run::RunState};
+use trainyard_engine::Attendance;
+use trainyard_store::ends::EndCounts;
 
 /// Upper bounds of the duration buckets, seconds: from a cached lookup to a long upload.
 const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
@@ -38,12 +40,29 @@ struct StateLabels {
     state: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CauseLabels {
+    cause: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct InvariantLabels {
+    invariant: String,
+}
+
+type ByCause = Family<CauseLabels, Counter>;
+
 /// What the server counts.
 pub struct Metrics {
     registry: Registry,
     requests: Family<RequestLabels, Counter>,
     durations: Family<RouteLabels, Histogram, fn() -> Histogram>,
     runs: Family<StateLabels, Gauge>,
+    runs_ended: ByCause,
+    attempts_ended: ByCause,
+    attempts_live: Gauge,
+    attempts_heard: Gauge,
+    violations: Family<InvariantLabels, Gauge>,
     runs_counted: Mutex<Option<Instant>>,
 }
 
@@ -67,7 +86,16 @@ impl Default for Metrics {
             durations.clone(),
         );
         registry.register("runs", "Runs, by state", runs.clone());
-        Self { registry, requests, durations, runs, runs_counted: Mutex::new(None) }
+        let (runs_ended, attempts_ended) = (ByCause::default(), ByCause::default());
+        registry.register("runs_ended", "Runs that ended since the server started, by cause", runs_ended.clone());
+        registry.register("attempts_ended", "Attempts that ended since the server started, by cause", attempts_ended.clone());
+        let (attempts_live, attempts_heard) = (Gauge::default(), Gauge::default());
+        registry.register("attempts_live", "Attempts in execution that the server has looked at since it started", attempts_live.clone());
+        registry.register("attempts_heard", "Those of them whose agents said something since then", attempts_heard.clone());
+        let violations = Family::default();
+        registry.register("invariant_violations", "Objects that break an invariant of the rows, at the last count", violations.clone());
+        let runs_counted = Mutex::new(None);
+        Self { registry, requests, durations, runs, runs_ended, attempts_ended, attempts_live, attempts_heard, violations, runs_counted }
     }
 }
 
@@ -96,6 +124,25 @@ impl Metrics {
         for state in RunState::ALL {
             let count = counts.iter().filter(|(counted, _)| *counted == state).map(|(_, count)| count).sum();
             self.runs.get_or_create(&StateLabels { state: state.as_str().to_owned() }).set(count);
+        }
+    }
+
+    /// Takes over what the store and the engine count.
+    pub(crate) fn set_counts(&self, ends: &EndCounts, attendance: Attendance) {
+        for (family, counts) in [(&self.runs_ended, ends.runs().collect::<Vec<_>>()), (&self.attempts_ended, ends.attempts().collect())] {
+            for (cause, count) in counts {
+                family.get_or_create(&CauseLabels { cause: cause.to_owned() }).inner().store(count, Ordering::Relaxed);
+            }
+        }
+        self.attempts_live.set(i64::try_from(attendance.live).unwrap_or(i64::MAX));
+        self.attempts_heard.set(i64::try_from(attendance.heard).unwrap_or(i64::MAX));
+    }
+
+    /// Replaces the counts of objects that break an invariant.
+    pub(crate) fn set_violations(&self, counts: &[(&'static str, u64)]) {
+        for (invariant, count) in counts {
+            let labels = InvariantLabels { invariant: (*invariant).to_owned() };
+            self.violations.get_or_create(&labels).set(i64::try_from(*count).unwrap_or(i64::MAX));
         }
     }
 

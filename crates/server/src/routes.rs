@@ -18,7 +18,7 @@ use http::Method;
 use crate::{
     auth::{endpoints, guard},
     azureml::{arm, artifacts, batch, computes, content, details, discovery, events, execution, experiments, lists, run_token, runs, tags},
-    native::{apps, attempts, health, logs, runs as native_runs, whoami, workspaces},
+    native::{apps, attempts, drain, health, logs, runs as native_runs, whoami, workspaces},
     state::AppState,
 };
 
@@ -110,6 +110,8 @@ fn native(routes: Routes) -> Routes {
         .post(Access::Token, "/api/v1/apps", apps::create)
         .delete(Access::Token, "/api/v1/apps/{client_id}", apps::delete)
         .post(Access::Token, "/api/v1/apps/{client_id}/rotate", apps::rotate)
+        .get(Access::Token, "/api/v1/drain", drain::get)
+        .put(Access::Token, "/api/v1/drain", drain::put)
         .get(Access::Token, "/api/v1{W}/computes", native_runs::computes)
         .get(Access::Token, "/api/v1{W}/environments/{hash}", native_runs::environment)
         .get(Access::Token, "/api/v1{W}/runs/{run}/attempts", native_runs::attempts)

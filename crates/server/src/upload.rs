@@ -57,6 +57,7 @@ pub(crate) async fn read_submission(state: &AppState, request: Request<Body>) ->
     let archive = staged.ok_or_else(|| missing(ARCHIVE_PART, "project.zip"))?;
     let plan = archive::inspect_staged(&archive, limits.archive).await.map_err(|error| error.with_target(ARCHIVE_PART))?;
     let digest = submission_digest(&definition, &archive)?;
+    trainyard_store::fail_point!("upload.staged");
     Ok(Submission { definition, archive, plan, digest })
 }
 

@@ -59,6 +59,11 @@ impl Page {
         fact("name", text(run, "displayName"));
         fact("status", text(run, "status"));
         fact("waits", run["queueingInfo"]["message"].as_str().unwrap_or_default().to_owned());
+        // The last that is known: of the run's end, or of the attempt before the one that is waited for.
+        fact(
+            "cause",
+            self.events.iter().rev().map(|event| text(&event.data["Cause"], "kind")).find(|kind| !kind.is_empty()).unwrap_or_default(),
+        );
         fact("because", run["error"]["error"]["message"].as_str().unwrap_or_default().to_owned());
         fact("target", text(run, "target"));
         fact("script", text(run, "scriptName"));

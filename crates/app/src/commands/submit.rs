@@ -57,6 +57,12 @@ pub struct SubmitArgs {
     /// Stop the run after this many seconds
     #[arg(long, value_name = "SECONDS")]
     max_seconds: Option<u64>,
+    /// Try again this often when the code fails
+    #[arg(long, value_name = "NUMBER")]
+    user_retries: Option<u32>,
+    /// Try again this often when a machine or the server fails [default: the target's, 2 unless configured]
+    #[arg(long, value_name = "NUMBER")]
+    retries: Option<u32>,
     /// Higher goes first
     #[arg(long)]
     priority: Option<i64>,
@@ -136,6 +142,11 @@ fn definition(args: &SubmitArgs) -> Result<Value> {
     set("MaxRunDurationSeconds", args.max_seconds.map(Value::from))?;
     set("Priority", args.priority.map(Value::from))?;
     set("Arguments", (!args.arguments.is_empty()).then(|| json!(args.arguments)))?;
+    for (name, number) in [("Infrastructure", args.retries), ("UserCode", args.user_retries)] {
+        if let Some(number) = number {
+            *member(member(configuration, "Retries")?, name)? = json!(number);
+        }
+    }
     let variables = args.env.iter().map(|pair| pair.split_once('=').with_context(|| format!("`--env {pair}` has no `=`")));
     let variables: Vec<(&str, &str)> = variables.collect::<Result<_>>()?;
     if !variables.is_empty() {
@@ -231,13 +242,28 @@ mod tests {
 
     #[test]
     fn flags_alone_make_a_whole_definition() {
-        let made =
-            definition(&args(&["p", "--script", "t.py", "--python", "3.11", "--pip", "six", "--env", "A=b=c", "--", "--epochs", "3"]))
-                .unwrap();
+        let made = definition(&args(&[
+            "p",
+            "--script",
+            "t.py",
+            "--python",
+            "3.11",
+            "--pip",
+            "six",
+            "--env",
+            "A=b=c",
+            "--user-retries",
+            "4",
+            "--",
+            "--epochs",
+            "3",
+        ]))
+        .unwrap();
         let configuration = &made["Configuration"];
         assert_eq!(configuration["Script"], "t.py");
         assert_eq!(configuration["Arguments"], json!(["--epochs", "3"]));
         assert_eq!(configuration["EnvironmentVariables"], json!({ "A": "b=c" }));
+        assert_eq!(configuration["Retries"], json!({ "UserCode": 4 }));
         assert_eq!(configuration["Environment"]["Python"]["CondaDependencies"]["dependencies"], json!(["python=3.11", { "pip": ["six"] }]));
     }
 

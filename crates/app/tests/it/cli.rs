@@ -163,3 +163,25 @@ fn a_public_address_is_refused_with_only_the_generated_credentials() {
     let message = text(&output.stderr);
     assert!(message.contains("is a public address") && message.contains("trainyard app create"), "{message}");
 }
+
+#[tokio::test]
+async fn experiments_are_archived_brought_back_and_deleted() {
+    let server = TestServer::start().await;
+    let run = |arguments: &[&str]| {
+        let output = server.cli(&[&["experiments"], arguments].concat());
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    run(&["create", "first"]);
+    assert!(run(&["list"]).contains("first"));
+    run(&["archive", "first"]);
+    assert!(!run(&["list"]).contains("first"));
+    assert!(run(&["list", "--all"]).contains("first"));
+    run(&["reactivate", "first"]);
+    assert!(run(&["list"]).contains("first"));
+    run(&["delete", "first"]);
+    assert!(!run(&["list", "--all"]).contains("first"));
+    let output = server.cli(&["experiments", "delete", "first"]);
+    assert!(!output.status.success());
+    assert!(text(&output.stderr).contains("first"), "{}", text(&output.stderr));
+}

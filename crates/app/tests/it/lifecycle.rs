@@ -126,7 +126,7 @@ async fn a_cancel_while_the_server_restarts_is_not_lost() {
 #[tokio::test]
 async fn a_killed_agent_is_reported_and_leaves_nothing_behind() {
     let server = TestServer::start().await;
-    let run = server.submit(&family(&server), |_| {}).await;
+    let run = server.submit(&family(&server), |configuration| configuration["Retries"] = json!({ "Infrastructure": 0 })).await;
     server.wait_for_output(&run, "family is up").await;
     let family = pids(&server);
     let agents = processes_with(&server.dir().join("attempts").to_string_lossy());

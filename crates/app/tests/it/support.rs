@@ -36,9 +36,14 @@ impl TestServer {
 
     /// Starts a server with this configuration.
     pub async fn with_config(config: &str) -> Self {
+        Self::on(|dir| fs::write(dir.join("config.toml"), config).unwrap()).await
+    }
+
+    /// Starts a server on a data directory that `fill` has put something into.
+    pub async fn on(fill: impl FnOnce(&Path)) -> Self {
         trainyard_server::tls::install_crypto_provider();
         let dir = tempfile::Builder::new().prefix("trainyard-it-").tempdir().unwrap();
-        fs::write(dir.path().join("config.toml"), config).unwrap();
+        fill(dir.path());
         let child = spawn(dir.path(), "127.0.0.1:0");
         let file = ready(dir.path()).await;
         let http = http(&file);

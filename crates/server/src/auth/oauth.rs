@@ -147,6 +147,7 @@ pub(crate) fn envelope(error: &Error, status: StatusCode, marks: &Marks, base_ur
             | ErrorKind::Conflict
             | ErrorKind::Stale
             | ErrorKind::TooLarge
+            | ErrorKind::UpgradeRequired
             | ErrorKind::Unsupported,
             _,
         ) => ("invalid_request", 9_002_313),

@@ -230,6 +230,11 @@ impl RunTokens for Tokens {
     fn mint(&self, workspace: WorkspaceId, run: &RunId, attempt: AttemptId) -> Result<(String, i64)> {
         self.mint_run(workspace, run, attempt, clock::now_us())
     }
+
+    fn lasts(&self, token: &str) -> bool {
+        let later_us = clock::now_us().saturating_add(RUN_TOKEN_SECONDS / 2 * 1_000_000);
+        self.verify(token, later_us).is_ok()
+    }
 }
 
 fn refused(message: impl Into<String>) -> Error {

@@ -49,6 +49,7 @@ pub(crate) fn envelope(error: &Error) -> ArmErrorBody {
         ErrorKind::Forbidden => "AuthorizationFailed",
         ErrorKind::Conflict => "Conflict",
         ErrorKind::Stale => "PreconditionFailed",
+        ErrorKind::UpgradeRequired => "UpgradeRequired",
         ErrorKind::TooLarge => "RequestTooLarge",
         ErrorKind::TooMany => "TooManyRequests",
         ErrorKind::StorageFull => "InsufficientStorage",

@@ -18,7 +18,7 @@ use trainyard_store::{LiveKey, artifacts::Artifact};
 
 use super::{
     artifacts::ArtifactPath,
-    convert::artifacts::{RUN_ORIGIN, content_type, etag, run_of},
+    convert::artifacts::{RUN_ORIGIN, content_type, etag},
     error::AzureError,
 };
 use crate::{
@@ -106,8 +106,7 @@ async fn source(state: &AppState, artifact: &mut Artifact) -> Result<Source> {
         if let Some(digest) = &artifact.digest {
             return Ok(Source::Blob(digest.clone()));
         }
-        let run = run_of(&artifact.container).ok_or_else(missing)?;
-        let key = LiveKey { workspace: artifact.workspace, run, path: artifact.path.clone() };
+        let key = LiveKey::of(artifact).ok_or_else(missing)?;
         if let Some(length) = state.store.live_files().len(&key).await? {
             artifact.size_bytes = i64::try_from(length).map_err(Error::internal)?;
             return Ok(Source::Live(key));
@@ -194,7 +193,7 @@ fn blob_error(error: &Error) -> Response {
     let code = match error.kind() {
         ErrorKind::NotFound => "BlobNotFound",
         ErrorKind::Forbidden | ErrorKind::Unauthenticated => "AuthenticationFailed",
-        ErrorKind::Invalid | ErrorKind::Unsupported => "InvalidQueryParameterValue",
+        ErrorKind::Invalid | ErrorKind::Unsupported | ErrorKind::UpgradeRequired => "InvalidQueryParameterValue",
         ErrorKind::TooMany | ErrorKind::Unavailable => "ServerBusy",
         ErrorKind::AlreadyExists | ErrorKind::Conflict | ErrorKind::Stale => "ConditionNotMet",
         ErrorKind::TooLarge | ErrorKind::StorageFull | ErrorKind::Internal => "InternalError",

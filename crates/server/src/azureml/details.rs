@@ -12,6 +12,8 @@ use crate::{context::Context, state::AppState};
 
 /// Where logs are: the older and the newer layout of the service, and what the code itself writes.
 const LOG_FOLDERS: [&str; 4] = ["azureml-logs/", "logs/", "system_logs/", "user_logs/"];
+/// Where the files of attempts before the last are.
+const EARLIER_ATTEMPTS: &str = "attempts/";
 
 /// `GET R/details`.
 pub(crate) async fn get(State(state): State<AppState>, context: Context, path: RunPath) -> Result<Json<RunDetailsDto>, AzureError> {
@@ -34,7 +36,18 @@ async fn log_files(state: &AppState, context: &Context, run: &RunRecord) -> Resu
             files.insert(artifact.path.clone(), links.read_url(&artifact));
         }
     }
+    for artifact in all_below(state, run, EARLIER_ATTEMPTS).await? {
+        if is_earlier_log(&artifact.path) {
+            files.insert(artifact.path.clone(), links.read_url(&artifact));
+        }
+    }
     Ok(files)
+}
+
+/// Whether a path is that of a log of an attempt before the last: `attempts/{number}/{log}`.
+fn is_earlier_log(path: &str) -> bool {
+    let below = path.strip_prefix(EARLIER_ATTEMPTS).and_then(|rest| rest.split_once('/'));
+    below.is_some_and(|(_, path)| LOG_FOLDERS.iter().any(|folder| path.starts_with(folder)))
 }
 
 /// All artifacts of the run whose path starts with `prefix`.

@@ -73,6 +73,7 @@ pub(crate) fn codes(kind: ErrorKind) -> (&'static str, &'static str) {
         ErrorKind::Forbidden => ("UserError", "Authorization"),
         ErrorKind::Conflict => ("UserError", "Conflict"),
         ErrorKind::Stale => ("UserError", "PreconditionFailed"),
+        ErrorKind::UpgradeRequired => ("UserError", "UpgradeRequired"),
         ErrorKind::TooLarge => ("UserError", "TooLarge"),
         ErrorKind::TooMany => ("RequestThrottled", "TooManyRequests"),
         ErrorKind::StorageFull => ("ServiceError", "StorageFull"),

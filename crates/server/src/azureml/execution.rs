@@ -17,7 +17,7 @@ use trainyard_core::{
     access::Action,
     definition::{Definition, Entry},
     ids::{ComputeName, ExperimentName, RunId},
-    run::{Desired, Ownership, RunEvent, RunState, TimelineEntry},
+    run::{Desired, Ownership, Retries, RunEvent, RunState, TimelineEntry},
 };
 use trainyard_engine::RunKey;
 use trainyard_store::{
@@ -74,12 +74,12 @@ pub(crate) async fn cancel_run(
 
 /// Sets `desired = Cancel` and wakes the engine; the one way to cancel, for every route that does. `reason` is the caller's, if it gave one.
 pub(crate) async fn request_cancel(state: &AppState, context: &Context, run: &RunId, reason: Option<&str>) -> Result<()> {
-    let name = context.principal.display_name();
-    let event = RunEvent::CancelRequested { by: reason.map_or_else(|| name.clone(), |reason| format!("{name}: {reason}")) };
+    let event = RunEvent::CancelRequested { by: context.principal.display_name(), why: reason.map(str::to_owned) };
     let applied = state.store.apply(context.workspace.id, run, &event, context.now_us).await?;
     if matches!(applied, Applied::NoRun) {
         return Err(Error::not_found(format!("run `{run}` was not found")));
     }
+    trainyard_store::fail_point!("cancel.stored");
     state.engine.wake();
     state.engine.touch(&RunKey::new(context.workspace.id, run));
     Ok(())
@@ -152,6 +152,7 @@ async fn accept(
     };
     let Submission { archive, digest, .. } = submission;
     let stored = state.store.blobs().commit(archive).await?;
+    trainyard_store::fail_point!("submit.blob_committed");
     let snapshot =
         NewSnapshot { id: Uuid::now_v7(), digest: stored.digest, size_bytes: i64::try_from(stored.size).map_err(Error::internal)? };
     let target = accepted.converted.definition.target.clone();
@@ -165,6 +166,7 @@ async fn accept(
     let first_event = TimelineEntry::run("Queued", json!({ "Target": target, "SnapshotId": snapshot.id }));
     match state.store.create_run(NewRun { record, first_event, snapshot: Some(snapshot) }).await? {
         Created::New(_) => {
+            trainyard_store::fail_point!("submit.stored");
             state.engine.submitted(&target);
             Ok(id)
         }
@@ -245,6 +247,10 @@ fn record(context: &Context, experiment: &Experiment, id: RunId, accepted: Accep
         run_type: Some("azureml.scriptrun".into()),
         script_name: script_name(&definition),
         cancel_reason: None,
+        cancelled_by: None,
+        silent: false,
+        retries: Retries::default(),
+        not_before_us: None,
         hidden: false,
         created_by: super::upsert::created_by(context),
         properties,

@@ -7,7 +7,7 @@ use trainyard_core::{
     Error, ErrorKind, Result,
     access::{Action, Principal},
     ids::RunId,
-    run::{Ownership, Refused, Run, RunEvent, transition},
+    run::{Ownership, Refused, RunEvent, transition},
 };
 use trainyard_engine::RunKey;
 use trainyard_store::{runs::RunRecord, transitions::Applied};
@@ -38,8 +38,7 @@ pub(crate) fn is_run_itself(context: &Context, run: &RunRecord) -> bool {
 /// Fails when `event` makes no sense for the run as it was read. Asked before anything is written, so that a refused request
 /// changes nothing; the store decides again on the row as it then is.
 pub(crate) fn check(run: &RunRecord, event: &RunEvent) -> Result<()> {
-    let seen = Run { ownership: run.ownership, state: run.state, desired: run.desired, attempt: run.attempt, cause: run.cause.clone() };
-    match transition(&seen, event) {
+    match transition(&run.standing(), event) {
         Ok(_) | Err(Refused::AlreadySo) => Ok(()),
         Err(Refused::Fenced | Refused::NotAllowed { .. }) => Err(not_allowed(run, event)),
     }
@@ -89,7 +88,9 @@ fn not_allowed(run: &RunRecord, event: &RunEvent) -> Error {
         | RunEvent::Preparing { .. }
         | RunEvent::Started { .. }
         | RunEvent::Ended { .. }
-        | RunEvent::Finalized => format!("run {} is {state}; {} is not possible now", run.id, event.name()),
+        | RunEvent::Finalized { .. }
+        | RunEvent::Silent { .. }
+        | RunEvent::Heard { .. } => format!("run {} is {state}; {} is not possible now", run.id, event.name()),
     };
     Error::new(ErrorKind::Conflict, message)
 }

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use trainyard_core::{
     Result,
     ids::{ComputeName, RunId},
-    plan::{AHEAD_COUNTED, WaitFacts, waiting},
-    run::{Desired, Ownership, RunState},
+    plan::{AHEAD_COUNTED, Backoff, WaitFacts, waiting},
+    run::{Cause, Desired, Ownership, RunState},
 };
 use trainyard_store::{Page, runs::RunRecord};
 use trainyard_wire::azureml::{
@@ -44,12 +44,20 @@ pub(crate) struct Presenter<'a> {
     workspace_path: String,
     uuids: BTreeMap<RunId, Option<Uuid>>,
     busy: Option<BTreeMap<ComputeName, u32>>,
+    drained: Option<bool>,
+}
+
+/// The wait of a run that is tried again later.
+fn backoff(run: &RunRecord, now_us: i64) -> Option<Backoff> {
+    let left_us = u64::try_from(run.not_before_us? - now_us).ok().filter(|left| *left > 0)?;
+    let reason = run.cause.as_ref().map(Cause::sentence).unwrap_or_default();
+    Some(Backoff { seconds: left_us.div_ceil(1_000_000), reason })
 }
 
 impl<'a> Presenter<'a> {
     /// For the caller of `context`.
     pub(crate) fn new(state: &'a AppState, context: &'a Context) -> Self {
-        Self { state, context, workspace_path: context.workspace.path.arm_id(), uuids: BTreeMap::new(), busy: None }
+        Self { state, context, workspace_path: context.workspace.path.arm_id(), uuids: BTreeMap::new(), busy: None, drained: None }
     }
 
     /// One run as the caller sees it.
@@ -91,6 +99,8 @@ impl<'a> Presenter<'a> {
             slots: self.state.engine.target(target.as_str()).map(|target| target.slots),
             busy: self.busy_on(&target).await?,
             ahead: self.state.store.runs_ahead(run, AHEAD_COUNTED).await?,
+            drained: self.drained().await?,
+            backoff: backoff(run, self.context.now_us),
             target,
         });
         Ok(Some(QueueingInfo {
@@ -98,6 +108,13 @@ impl<'a> Presenter<'a> {
             message: reason.message,
             last_refresh_timestamp: UtcTime::from_microseconds(self.context.now_us),
         }))
+    }
+
+    async fn drained(&mut self) -> Result<bool> {
+        if self.drained.is_none() {
+            self.drained = Some(self.state.store.is_drained().await?);
+        }
+        Ok(self.drained.unwrap_or(false))
     }
 
     async fn busy_on(&mut self, target: &ComputeName) -> Result<u32> {

@@ -17,7 +17,7 @@ use super::{
     address::RunPath,
     convert::{
         runs::{Origin, check_identity, parent_id, to_patch, to_record},
-        status::{asked, managed_status, word},
+        status::{asked, managed_status, word_of},
     },
     lifecycle::{allow_change, apply, check, touch},
 };
@@ -59,7 +59,7 @@ fn status_event(context: &Context, run: &RunRecord, status: Option<&str>) -> Res
     let Some(status) = status else { return Ok(None) };
     match run.ownership {
         // Clients that send back what they read change nothing.
-        Ownership::Managed if status.eq_ignore_ascii_case(word(run.state, run.desired, context.spelling)) => Ok(None),
+        Ownership::Managed if status.eq_ignore_ascii_case(word_of(run, context.spelling)) => Ok(None),
         Ownership::Managed => Err(managed_status(&run.id)),
         Ownership::External => {
             let event = asked(status, &context.principal.display_name())?;

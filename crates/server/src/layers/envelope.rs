@@ -139,6 +139,7 @@ fn log(failure: &Failure, status: StatusCode) {
         | ErrorKind::Stale
         | ErrorKind::TooLarge
         | ErrorKind::TooMany
+        | ErrorKind::UpgradeRequired
         | ErrorKind::Unsupported => tracing::debug!(status = status.as_u16(), error = chain, "refused a request"),
     }
 }

@@ -9,7 +9,7 @@ use axum::{
     Json,
     body::{Body, Bytes},
     extract::{FromRequestParts, Path, Request, State},
-    http::{StatusCode, request::Parts},
+    http::{HeaderMap, StatusCode, request::Parts},
     response::{IntoResponse, Response},
 };
 use futures_util::StreamExt;
@@ -28,7 +28,9 @@ use trainyard_store::{
     runs::{RunRecord, RunWarning},
     transitions::Applied,
 };
-use trainyard_wire::native::{Command, FreshToken, Instruction, LogLength, Report, Seal};
+use trainyard_wire::native::{
+    AGENT_PROTOCOL, AGENT_PROTOCOL_HEADER, Command, FreshToken, Instruction, LogLength, OLDEST_AGENT_PROTOCOL, Report, Seal,
+};
 
 use super::error::NativeError;
 use crate::{clock::now_us, context::Caller, query::Query, state::AppState};
@@ -59,6 +61,8 @@ impl FromRequestParts<AppState> for AgentContext {
         let workspace =
             state.store.workspace(*workspace).await?.ok_or_else(|| Error::not_found("the workspace of the attempt was not found"))?;
         caller.allow_in(Action::ReportAttempt(attempt), Some(&workspace))?;
+        check_protocol(&parts.headers)?;
+        state.engine.heard(attempt);
         Ok(Self { workspace: workspace.id, run: run.clone(), attempt, path })
     }
 }
@@ -80,10 +84,12 @@ impl AgentContext {
     /// What is wanted of this attempt now.
     async fn instruction(&self, state: &AppState) -> Result<Instruction> {
         Ok(match self.live_run(state).await {
-            Err(error) if error.kind() == ErrorKind::Forbidden => Instruction { command: Command::Abandon, by: None },
+            Err(error) if error.kind() == ErrorKind::Forbidden => Instruction { command: Command::Abandon, by: None, why: None },
             Err(error) => return Err(error),
-            Ok(run) if run.desired == Desired::Cancel => Instruction { command: Command::Cancel, by: run.cancel_reason },
-            Ok(_) => Instruction { command: Command::Continue, by: None },
+            Ok(run) if run.desired == Desired::Cancel => {
+                Instruction { command: Command::Cancel, by: run.cancelled_by, why: run.cancel_reason }
+            }
+            Ok(_) => Instruction { command: Command::Continue, by: None, why: None },
         })
     }
 
@@ -102,13 +108,40 @@ impl AgentContext {
             path: path.to_owned(),
             size_bytes: 0,
             digest: None,
+            attempt: Some(self.attempt),
             created_us: now_us,
             updated_us: now_us,
         }
     }
 
     fn live_key(&self, path: &str) -> LiveKey {
-        LiveKey { workspace: self.workspace, run: self.run.clone(), path: path.to_owned() }
+        LiveKey { workspace: self.workspace, run: self.run.clone(), attempt: Some(self.attempt), path: path.to_owned() }
+    }
+}
+
+/// Refuses agents that speak a version of the protocol which this server does not understand. One that says nothing speaks the first.
+///
+/// # Errors
+/// [`ErrorKind::UpgradeRequired`].
+fn check_protocol(headers: &HeaderMap) -> Result<()> {
+    let version = match headers.get(AGENT_PROTOCOL_HEADER) {
+        Some(text) => text.to_str().ok().and_then(|text| text.parse().ok()),
+        None => Some(1),
+    };
+    let understood = OLDEST_AGENT_PROTOCOL..=AGENT_PROTOCOL;
+    match version {
+        Some(version) if understood.contains(&version) => Ok(()),
+        _ => {
+            let spoken = version.map_or_else(|| "a version that is no number".to_owned(), |version: u32| format!("version {version}"));
+            Err(Error::new(
+                ErrorKind::UpgradeRequired,
+                format!(
+                    "this agent speaks {spoken} of the agent's protocol, this server understands versions {OLDEST_AGENT_PROTOCOL} to {AGENT_PROTOCOL}; \
+                     start a server of the version that started the agent, or cancel the run"
+                ),
+            )
+            .with_target(AGENT_PROTOCOL_HEADER))
+        }
     }
 }
 
@@ -130,6 +163,7 @@ pub(crate) async fn report(State(state): State<AppState>, agent: AgentContext, b
         return Ok(Json(instruction));
     }
     take(&state, &agent, report).await?;
+    trainyard_store::fail_point!("report.applied");
     state.engine.touch(&agent.key());
     Ok(Json(agent.instruction(&state).await?))
 }
@@ -160,10 +194,8 @@ async fn take(state: &AppState, agent: &AgentContext, report: Report) -> Result<
         }
         Report::Collected { warnings } => {
             warn(state, agent, "agent", warnings).await?;
-            trainyard_engine::finalize::adopt_live_files(&state.store, agent.workspace, &agent.run, now_us()).await?;
-            apply(state, agent, RunEvent::Finalized).await?;
-            state.engine.wake();
-            Ok(())
+            let attempt = (agent.workspace, &agent.run, agent.attempt);
+            trainyard_engine::finalize::finalize(&state.store, &state.engine, attempt, now_us()).await
         }
     }
 }
@@ -250,6 +282,7 @@ pub(crate) async fn append_log(
     }
     match state.store.live_files().append(&key, offset, body).await {
         Ok(length) => {
+            trainyard_store::fail_point!("log.appended");
             state.engine.touch(&agent.key());
             Ok(Json(LogLength { length }).into_response())
         }
@@ -274,7 +307,7 @@ pub(crate) async fn seal_log(State(state): State<AppState>, agent: AgentContext,
             if length != seal.length {
                 return Ok((StatusCode::CONFLICT, Json(LogLength { length })).into_response());
             }
-            trainyard_engine::finalize::seal(&state.store, &live, &agent.run, now_us()).await?
+            trainyard_engine::finalize::seal(&state.store, &live, now_us()).await?
         }
     };
     let length = u64::try_from(sealed.size_bytes).unwrap_or(0);
@@ -283,6 +316,7 @@ pub(crate) async fn seal_log(State(state): State<AppState>, agent: AgentContext,
         state.store.upsert_artifact(&Artifact { digest: None, ..sealed }).await?;
         return Ok((StatusCode::CONFLICT, Json(LogLength { length })).into_response());
     }
+    trainyard_store::fail_point!("log.sealed");
     state.engine.touch(&agent.key());
     Ok(Json(LogLength { length }).into_response())
 }
@@ -306,6 +340,7 @@ pub(crate) async fn put_output(
         return Err(Error::invalid("the file does not have the SHA-256 that the agent declared; it changed while it was read").into());
     }
     let stored = state.store.blobs().commit(staged).await?;
+    trainyard_store::fail_point!("output.committed");
     let artifact = Artifact {
         size_bytes: i64::try_from(stored.size).map_err(Error::internal)?,
         digest: Some(stored.digest),

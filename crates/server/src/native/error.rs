@@ -43,6 +43,7 @@ fn kind(kind: ErrorKind) -> &'static str {
         ErrorKind::Forbidden => "forbidden",
         ErrorKind::Conflict => "conflict",
         ErrorKind::Stale => "stale",
+        ErrorKind::UpgradeRequired => "upgrade_required",
         ErrorKind::TooLarge => "too_large",
         ErrorKind::TooMany => "too_many",
         ErrorKind::StorageFull => "storage_full",

@@ -26,6 +26,8 @@ pub(crate) async fn readyz(State(state): State<AppState>) -> Result<&'static str
 /// `GET /metrics`: OpenMetrics text.
 pub(crate) async fn metrics(State(state): State<AppState>) -> Result<Response, NativeError> {
     count_runs(&state).await?;
+    state.metrics.set_counts(state.store.ends(), state.engine.attendance().unwrap_or_default());
+    state.metrics.set_violations(&state.engine.violations());
     let text = state.metrics.render()?;
     Ok(([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response())
 }

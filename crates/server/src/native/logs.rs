@@ -2,22 +2,27 @@
 //!
 //! The answer is the raw bytes from `offset` on. With `follow` the response stays open and grows with the log until the log is sealed or the run
 //! has ended. A client that is cut off asks again from where it is; a log only grows, so nothing is lost or repeated.
+//!
+//! A run that is tried again begins its logs anew. The answer names the attempt whose log it is (`x-trainyard-attempt`); a client that goes on
+//! says which one it has read (`attempt=`), and gets nothing once another attempt's log stands there.
 
 use std::{collections::BTreeMap, ops::Range, time::Duration};
 
 use axum::{
     body::{Body, Bytes},
     extract::{Path, State},
+    http::HeaderValue,
     response::{IntoResponse, Response},
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 use trainyard_core::{
     Error, ErrorKind, Result,
     access::Action,
-    ids::{Digest, RunId},
+    ids::{AttemptId, Digest, RunId, WorkspaceId},
 };
 use trainyard_engine::{RunKey, Subscription};
 use trainyard_store::{artifacts::Artifact, live_files::LiveKey};
+use trainyard_wire::native::LOG_ATTEMPT_HEADER;
 
 use super::error::NativeError;
 use crate::{context::Context, query::Query, state::AppState};
@@ -30,9 +35,18 @@ const CHUNK_BYTES: usize = 256 * 1024;
 /// The state of one reader.
 struct Follower {
     state: AppState,
-    key: LiveKey,
+    place: Place,
+    /// The file that was read first. When another attempt has taken its place, the answer ends: the next one begins with that attempt's log.
+    reading: Option<LiveKey>,
     offset: u64,
     changes: Subscription,
+}
+
+/// Which log.
+struct Place {
+    workspace: WorkspaceId,
+    run: RunId,
+    path: String,
 }
 
 /// What a reader finds.
@@ -63,14 +77,28 @@ pub(crate) async fn read_log(
         return Err(Error::not_found(format!("run `{run}` was not found")).into());
     }
     let changes = state.engine.subscribe(&RunKey::new(context.workspace.id, &run));
-    let follower = Follower { key: LiveKey { workspace: context.workspace.id, run, path: file }, state, offset, changes };
+    let reading = match query.get("attempt") {
+        Some(text) => {
+            let attempt = Some(text.parse::<AttemptId>().map_err(|error| error.with_target("attempt"))?);
+            Some(LiveKey { workspace: context.workspace.id, run: run.clone(), attempt, path: file.clone() })
+        }
+        None => None,
+    };
+    let follower = Follower { place: Place { workspace: context.workspace.id, run, path: file }, reading, state, offset, changes };
     let follow = query.get("follow").is_some_and(|text| text == "true");
-    if !follow && follower.artifact().await?.is_none() {
-        return Err(Error::not_found(format!("run `{}` has no log `{}`", follower.key.run, follower.key.path)).into());
+    let artifact = follower.artifact().await?;
+    if !follow && artifact.is_none() {
+        return Err(Error::not_found(format!("run `{}` has no log `{}`", follower.place.run, follower.place.path)).into());
     }
     let headers = [("content-type", "application/octet-stream"), ("cache-control", "no-store"), ("x-accel-buffering", "no")];
+    let attempt = artifact.and_then(|artifact| artifact.attempt);
     let body = if follow { Body::from_stream(followed(follower)) } else { Body::from_stream(present(follower)) };
-    Ok((headers, body).into_response())
+    let mut response = (headers, body).into_response();
+    if let Some(attempt) = attempt {
+        let value = HeaderValue::from_str(&attempt.to_string()).map_err(Error::internal)?;
+        response.headers_mut().insert(LOG_ATTEMPT_HEADER, value);
+    }
+    Ok(response)
 }
 
 /// What is there now.
@@ -117,12 +145,12 @@ async fn sealed(state: &AppState, digest: &Digest, range: Range<u64>) -> Result<
 
 impl Follower {
     async fn artifact(&self) -> Result<Option<Artifact>> {
-        self.state.store.artifact(self.key.workspace, &format!("dcid.{}", self.key.run), &self.key.path).await
+        self.state.store.artifact(self.place.workspace, &format!("dcid.{}", self.place.run), &self.place.path).await
     }
 
     /// The next bytes of the live file; none when it is gone, because then it was sealed a moment ago and is found there next time.
-    async fn live(&self) -> Result<Bytes> {
-        match self.state.store.live_files().read(&self.key, self.offset..self.offset + CHUNK_BYTES as u64).await {
+    async fn live(&self, key: &LiveKey) -> Result<Bytes> {
+        match self.state.store.live_files().read(key, self.offset..self.offset + CHUNK_BYTES as u64).await {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(Bytes::new()),
             other => other,
         }
@@ -130,9 +158,15 @@ impl Follower {
 
     async fn next(&mut self) -> Result<Found> {
         // The run is read before the log: if it has ended by then, what is found after that is all there will be.
-        let run = self.state.store.run(self.key.workspace, &self.key.run).await?;
+        let run = self.state.store.run(self.place.workspace, &self.place.run).await?;
         let ended = run.is_none_or(|run| run.state.is_terminal());
-        let found = match self.artifact().await? {
+        let artifact = self.artifact().await?;
+        let key = artifact.as_ref().and_then(LiveKey::of);
+        if self.reading.is_some() && self.reading != key {
+            return Ok(Found::End);
+        }
+        self.reading.clone_from(&key);
+        let found = match artifact {
             Some(Artifact { digest: Some(digest), size_bytes, .. }) => {
                 let size = u64::try_from(size_bytes).unwrap_or(0);
                 if self.offset >= size {
@@ -141,7 +175,10 @@ impl Follower {
                 let end = size.min(self.offset + CHUNK_BYTES as u64);
                 sealed(&self.state, &digest, self.offset..end).await?
             }
-            Some(_) => self.live().await?,
+            Some(_) => match &key {
+                Some(key) => self.live(key).await?,
+                None => Bytes::new(),
+            },
             None => Bytes::new(),
         };
         self.offset += found.len() as u64;

@@ -2,6 +2,7 @@
 
 pub(crate) mod apps;
 pub(crate) mod attempts;
+pub(crate) mod drain;
 pub(crate) mod error;
 pub(crate) mod grants;
 pub(crate) mod health;

@@ -47,6 +47,7 @@ pub(crate) async fn attempts(
             target: row.target.to_string(),
             node: row.node,
             intended: crate::clock::rfc3339(row.intended_us),
+            started: row.started_us.map(crate::clock::rfc3339),
             ended: row.ended_us.map(crate::clock::rfc3339),
             cause: row.cause.map(serde_json::to_value).transpose().map_err(Error::internal)?,
         })

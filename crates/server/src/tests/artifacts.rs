@@ -32,12 +32,21 @@ impl Files {
     }
 
     fn key(&self, path: &str) -> LiveKey {
-        LiveKey { workspace: self.server.workspace.id, run: RunId::new("r1").unwrap(), path: path.into() }
+        LiveKey { workspace: self.server.workspace.id, run: RunId::new("r1").unwrap(), attempt: None, path: path.into() }
     }
 
     fn artifact(&self, path: &str) -> Artifact {
         let workspace = self.server.workspace.id;
-        Artifact { workspace, container: "dcid.r1".into(), path: path.into(), size_bytes: 0, digest: None, created_us: 1, updated_us: 1 }
+        Artifact {
+            workspace,
+            container: "dcid.r1".into(),
+            path: path.into(),
+            size_bytes: 0,
+            digest: None,
+            attempt: None,
+            created_us: 1,
+            updated_us: 1,
+        }
     }
 
     async fn append(&self, path: &str, offset: u64, text: &str) {
@@ -95,7 +104,7 @@ async fn details_have_a_url_for_each_log_that_grows_with_it_and_needs_no_token()
     files.append(LOG, 7, "More.\n").await;
     assert_eq!(files.read(url).await.text, "Hello!\nMore.\n");
     files.keep(LOG, "Hello!\nMore.\n").await;
-    files.server.state.store.live_files().remove_run(files.server.workspace.id, &RunId::new("r1").unwrap()).await.unwrap();
+    files.server.state.store.live_files().remove_all(files.server.workspace.id, &RunId::new("r1").unwrap(), None).await.unwrap();
     assert_eq!(files.read(url).await.text, "Hello!\nMore.\n");
 }
 
@@ -196,7 +205,7 @@ async fn a_url_opens_nothing_but_its_own_artifact() {
 async fn a_url_whose_artifact_is_gone_says_so_as_the_blob_service_does() {
     let files = Files::start().await;
     let url = files.read_url(LOG).await;
-    files.server.state.store.live_files().remove_run(files.server.workspace.id, &RunId::new("r1").unwrap()).await.unwrap();
+    files.server.state.store.live_files().remove_all(files.server.workspace.id, &RunId::new("r1").unwrap(), None).await.unwrap();
     let answer = files.read(&url).await;
     assert_eq!((answer.status, answer.header("x-ms-error-code")), (StatusCode::NOT_FOUND, "BlobNotFound"));
 }

@@ -10,7 +10,7 @@ use trainyard_core::{
 use trainyard_store::runs::{NewRun, RunRecord};
 use uuid::Uuid;
 
-use super::support::{Answer, TestServer};
+use super::support::{Answer, NO_RETRY, TestServer};
 use crate::{azureml::convert::runs::tests::managed_run, clock};
 
 /// Run history of the experiment `e`, and a Contributor.
@@ -237,8 +237,8 @@ async fn a_running_run_that_is_cancelled_says_so_until_it_has_stopped() {
     let asked = history.event_of_managed("r1", "CancelRequested").await;
     assert_eq!(asked.status, StatusCode::OK, "{asked:?}");
     assert_eq!(history.run("r1").await["status"], "CancelRequested");
-    history.apply("r1", RunEvent::Ended { attempt, cause: Cause::Cancelled { by: None } }).await;
-    history.apply("r1", RunEvent::Finalized).await;
+    history.apply("r1", RunEvent::Ended { attempt, cause: Cause::Cancelled { by: None, why: None } }).await;
+    history.apply("r1", RunEvent::Finalized { policy: NO_RETRY }).await;
     assert_eq!(history.run("r1").await["status"], "Cancelled");
 }
 

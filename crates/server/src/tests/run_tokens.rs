@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use trainyard_core::{
     access::{Action, Role},
     ids::{AttemptId, ExperimentId, ExperimentName, RunId},
-    run::{Cause, Desired, Ownership, RunEvent, RunState, TimelineEntry},
+    run::{Cause, Desired, Ownership, Retries, RunEvent, RunState, TimelineEntry},
 };
 use trainyard_store::{
     experiments::Experiment,
@@ -15,7 +15,7 @@ use trainyard_store::{
 };
 use uuid::Uuid;
 
-use super::support::TestServer;
+use super::support::{NO_RETRY, TestServer};
 use crate::{auth::guard::GRACE, clock};
 
 /// A run with a live attempt, and its token.
@@ -66,6 +66,10 @@ async fn job(server: &TestServer, id: &str) -> Job {
         run_type: None,
         script_name: None,
         cancel_reason: None,
+        cancelled_by: None,
+        silent: false,
+        retries: Retries::default(),
+        not_before_us: None,
         hidden: false,
         created_by: Value::Null,
         properties: BTreeMap::new(),
@@ -93,7 +97,7 @@ async fn apply(server: &TestServer, run: &RunId, event: RunEvent, at_us: i64) {
 
 async fn end(server: &TestServer, job: &Job, at_us: i64) {
     apply(server, &job.run, RunEvent::Ended { attempt: job.attempt, cause: Cause::Completed }, at_us).await;
-    apply(server, &job.run, RunEvent::Finalized, at_us).await;
+    apply(server, &job.run, RunEvent::Finalized { policy: NO_RETRY }, at_us).await;
 }
 
 #[tokio::test]

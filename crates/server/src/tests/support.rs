@@ -15,9 +15,10 @@ use trainyard_core::{
     access::{Grant, Role},
     archive::ArchiveLimits,
     ids::{AppId, AttemptId, ComputeName, TenantId, WorkspaceId, WorkspacePath},
+    run::RetryPolicy,
 };
 use trainyard_engine::{
-    EngineOptions, Handle, OrderSettings, Target,
+    EngineOptions, Handle, OrderSettings, Patience, Target,
     environment::{EnvironmentSettings, PythonFallback},
     executor::{Executor, Observation},
 };
@@ -34,6 +35,8 @@ use crate::{
 
 /// The tenant of every test server.
 pub(crate) const TENANT: &str = "11111111-1111-4111-8111-111111111111";
+/// A rule under which nothing is tried again.
+pub(crate) const NO_RETRY: RetryPolicy = RetryPolicy { infrastructure: 0, user_code: 0, backoff_seconds: 0 };
 /// The host that requests name unless they say otherwise.
 pub(crate) const HOST: &str = "trainyard.test:8443";
 
@@ -47,10 +50,19 @@ impl Executor for Nowhere {
     fn refresh<'a>(&'a self, _order: &'a AttemptOrder) -> BoxFuture<'a, Result<()>> {
         Box::pin(async { Ok(()) })
     }
+    fn order(&self, _attempt: AttemptId) -> BoxFuture<'_, Result<Option<AttemptOrder>>> {
+        Box::pin(async { Ok(None) })
+    }
+    fn fence(&self, _attempt: AttemptId) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async { Ok(()) })
+    }
+    fn redeliver(&self, _attempt: AttemptId) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async { Ok(()) })
+    }
     fn observe(&self, _attempt: AttemptId) -> BoxFuture<'_, Result<Observation>> {
         Box::pin(async { Ok(Observation::Unknown) })
     }
-    fn stop<'a>(&'a self, _attempt: AttemptId, _by: &'a str) -> BoxFuture<'a, Result<()>> {
+    fn stop<'a>(&'a self, _attempt: AttemptId, _by: &'a str, _why: Option<&'a str>) -> BoxFuture<'a, Result<()>> {
         Box::pin(async { Ok(()) })
     }
     fn clean(&self, _attempt: AttemptId) -> BoxFuture<'_, Result<()>> {
@@ -189,7 +201,13 @@ pub(crate) async fn add_workspace(state: &AppState, name: &str) -> Workspace {
 }
 
 async fn stopped_engine(dir: &Path, store: &Store, tokens: &Tokens) -> Handle {
-    let target = |name: &str, slots| Target { name: ComputeName::new(name).unwrap(), slots, engine: "local", executor: Arc::new(Nowhere) };
+    let target = |name: &str, slots| Target {
+        name: ComputeName::new(name).unwrap(),
+        slots,
+        engine: "local",
+        retries: NO_RETRY,
+        executor: Arc::new(Nowhere),
+    };
     let environments = EnvironmentSettings {
         cache_dir: dir.join("environments"),
         python_fallback: PythonFallback::Closest,
@@ -204,9 +222,11 @@ async fn stopped_engine(dir: &Path, store: &Store, tokens: &Tokens) -> Handle {
         environments,
         archive_limits: ArchiveLimits::default(),
         grace: Duration::from_secs(1),
+        spool_limit_bytes: 1 << 20,
     };
     let targets = vec![target("cpu-cluster", 2), target("local", 1)];
-    let engine = Handle::start(EngineOptions { store: store.clone(), targets, orders, tokens: Arc::new(tokens.clone()) });
+    let patience = Patience { heartbeat_limit: Duration::from_secs(30), silence_limit: None };
+    let engine = Handle::start(EngineOptions { store: store.clone(), targets, orders, tokens: Arc::new(tokens.clone()), patience });
     engine.shutdown().await;
     engine
 }

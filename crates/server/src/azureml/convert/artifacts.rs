@@ -19,11 +19,6 @@ pub(crate) fn container_of(run: &RunId) -> String {
     format!("dcid.{run}")
 }
 
-/// The run whose files are in a container.
-pub(crate) fn run_of(container: &str) -> Option<RunId> {
-    RunId::new(container.strip_prefix("dcid.")?).ok()
-}
-
 /// `{origin}/{container}/{path}`.
 pub(crate) fn artifact_id(artifact: &Artifact) -> String {
     format!("{RUN_ORIGIN}/{}/{}", artifact.container, artifact.path)
@@ -92,6 +87,7 @@ mod tests {
             path: "outputs/a.txt".into(),
             size_bytes: 5,
             digest,
+            attempt: None,
             created_us: 1_733_431_493_000_000,
             updated_us: 7,
         }
@@ -117,15 +113,6 @@ mod tests {
     fn the_tag_of_a_growing_file_changes_as_it_grows() {
         let (short, long) = (artifact(None), Artifact { size_bytes: 6, ..artifact(None) });
         assert_ne!(etag(&short), etag(&long));
-    }
-
-    #[test]
-    fn a_container_belongs_to_its_run() {
-        let run = RunId::new("r1").unwrap();
-        assert_eq!(run_of(&container_of(&run)), Some(run));
-        for other in ["r1", "dcid.", "dcid.a/b"] {
-            assert_eq!(run_of(other), None, "{other}");
-        }
     }
 
     #[test]

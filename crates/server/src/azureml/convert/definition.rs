@@ -13,6 +13,7 @@ use trainyard_core::{
     Error, Result,
     definition::{self, Definition, Entry, History},
     ids::ComputeName,
+    run::RetryWish,
 };
 use trainyard_wire::{
     azureml::{
@@ -29,6 +30,11 @@ use super::{
     environment::{self, ConvertedEnvironment},
     refusals,
 };
+
+/// The most retries that a definition may ask for.
+const MAX_RETRIES: i64 = 100;
+/// The longest first wait that it may ask for: a day.
+const MAX_BACKOFF_SECONDS: i64 = 86_400;
 
 /// A configuration that can be executed.
 #[derive(Clone, Debug)]
@@ -80,6 +86,7 @@ pub(crate) fn to_definition(submitted: &SubmittedConfiguration, known_targets: &
         max_run_duration_seconds: max_run_duration(asked, places)?,
         priority: asked.priority.unwrap_or(0),
         history: history(asked, places)?,
+        retries: retries(asked, places)?,
     };
     Ok(Converted { document: document(asked, &definition)?, definition, warnings })
 }
@@ -194,6 +201,25 @@ fn max_run_duration(asked: &RunConfiguration, places: Places<'_>) -> Result<Opti
     }
 }
 
+fn retries(asked: &RunConfiguration, places: Places<'_>) -> Result<RetryWish> {
+    let Some(section) = &asked.retries else { return Ok(RetryWish::default()) };
+    if let Some(name) = section.rest.keys().next() {
+        let known = "expected Infrastructure, UserCode or BackoffSeconds";
+        return Err(places.invalid("Retries", format!(" has the property `{}`: {known}", name.escape_debug())));
+    }
+    let number = |property: &str, number: Option<i64>, most: i64| match number {
+        Some(number) if !(0..=most).contains(&number) => {
+            Err(places.invalid(&format!("Retries.{property}"), format!(" = {number} is not possible: it must be 0 to {most}")))
+        }
+        number => Ok(number),
+    };
+    Ok(RetryWish {
+        infrastructure: number("Infrastructure", section.infrastructure, MAX_RETRIES)?.and_then(|number| number.try_into().ok()),
+        user_code: number("UserCode", section.user_code, MAX_RETRIES)?.and_then(|number| number.try_into().ok()),
+        backoff_seconds: number("BackoffSeconds", section.backoff_seconds, MAX_BACKOFF_SECONDS)?.and_then(|number| number.try_into().ok()),
+    })
+}
+
 fn history(asked: &RunConfiguration, places: Places<'_>) -> Result<History> {
     let mut directories_to_watch: Vec<String> = Vec::new();
     for (index, folder) in asked.history.directories_to_watch.iter().enumerate() {
@@ -213,7 +239,14 @@ fn document(asked: &RunConfiguration, definition: &Definition) -> Result<Value> 
     let environment = shown.environment.get_or_insert_with(EnvironmentDefinition::default);
     environment.python.get_or_insert_default();
     drop(environment.docker.get_or_insert_default().base_image_registry.take_password());
-    serde_json::to_value(shown).map_err(Error::internal)
+    let mut document = serde_json::to_value(shown).map_err(Error::internal)?;
+    // A word of our own: shown to those who use it.
+    if asked.retries.is_none()
+        && let Some(document) = document.as_object_mut()
+    {
+        document.remove("retries");
+    }
+    Ok(document)
 }
 
 #[cfg(test)]

@@ -51,8 +51,8 @@ pub(crate) fn read(event: &NewEvent, run: &RunRecord, by: &str) -> Result<Posted
         "start" => Posted::Move(RunEvent::ClientStarted),
         "completed" => ended(Cause::Completed),
         "failed" => ended(reported_failure(error_message(run.error.as_ref()))),
-        "canceled" | "cancelled" => ended(Cause::Cancelled { by: Some(by.to_owned()) }),
-        "cancelrequested" => Posted::Move(RunEvent::CancelRequested { by: by.to_owned() }),
+        "canceled" | "cancelled" => ended(Cause::Cancelled { by: Some(by.to_owned()), why: None }),
+        "cancelrequested" => Posted::Move(RunEvent::CancelRequested { by: by.to_owned(), why: None }),
         "error" => Posted::Error(data.required::<ReportedError>("ErrorResponse").map_err(malformed)?.document),
         "warning" => Posted::Warning(RunWarning {
             source: data.string("Source").map_err(malformed)?.unwrap_or_default(),
@@ -119,8 +119,8 @@ mod tests {
             ("Start", RunEvent::ClientStarted),
             ("Completed", RunEvent::ClientEnded { cause: Cause::Completed }),
             ("Failed", RunEvent::ClientEnded { cause: reported }),
-            ("canceled", RunEvent::ClientEnded { cause: Cause::Cancelled { by: Some("ada".into()) } }),
-            ("CancelRequested", RunEvent::CancelRequested { by: "ada".into() }),
+            ("canceled", RunEvent::ClientEnded { cause: Cause::Cancelled { by: Some("ada".into()), why: None } }),
+            ("CancelRequested", RunEvent::CancelRequested { by: "ada".into(), why: None }),
         ];
         for (x, expected) in table {
             assert_eq!(posted(event(x, json!({"RunId": "r1", "EndTime": "2024-01-01T00:00:00Z"}))).unwrap(), Posted::Move(expected), "{x}");

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use trainyard_core::{
     Error, ErrorKind, Result,
     ids::{RunId, TenantId},
-    run::{Desired, Ownership, RunState},
+    run::{Desired, Ownership, Retries, RunState},
 };
 use trainyard_engine::Target;
 use trainyard_store::{
@@ -26,7 +26,7 @@ use trainyard_wire::{
 };
 use uuid::Uuid;
 
-use super::status::word;
+use super::status::word_of;
 use crate::context::CancelSpelling;
 
 /// What the answer about a run depends on besides its row: who asks, and this server.
@@ -57,7 +57,7 @@ pub(crate) struct Related {
 
 /// A run as clients see it.
 pub(crate) fn to_dto(run: RunRecord, seen: &Viewpoint<'_>, related: Related) -> RunDto {
-    let status = word(run.state, run.desired, seen.spelling);
+    let status = word_of(&run, seen.spelling);
     let identity = RunIdentity {
         run_id: run.id.to_string(),
         run_uuid: run.uuid,
@@ -287,6 +287,10 @@ pub(crate) fn to_record(id: RunId, mut body: CreateRun, origin: Origin<'_>) -> R
         run_type: body.run_type,
         script_name: body.script_name,
         cancel_reason: None,
+        cancelled_by: None,
+        silent: false,
+        retries: Retries::default(),
+        not_before_us: None,
         hidden: body.hidden.unwrap_or(false),
         created_by: origin.created_by,
         properties: body.properties,
@@ -308,6 +312,7 @@ pub(crate) mod tests {
         definition::{Definition, Entry, Framework, History},
         environment::EnvironmentSpec,
         ids::{ComputeName, ExperimentName, WorkspaceId},
+        run::RetryWish,
     };
     use trainyard_store::runs;
 
@@ -357,6 +362,7 @@ pub(crate) mod tests {
             max_run_duration_seconds: None,
             priority: 0,
             history: History::default(),
+            retries: RetryWish::default(),
         };
         RunRecord {
             ownership: Ownership::Managed,

@@ -10,11 +10,25 @@ use trainyard_core::{
     ids::RunId,
     run::{Cause, Desired, RunEvent, RunState},
 };
+use trainyard_store::runs::RunRecord;
 
 use crate::context::CancelSpelling;
 
+/// Whether the agent of a run is heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Voice {
+    /// It is, or there is none.
+    Heard,
+    /// Nothing was heard of it for longer than the heartbeat limit.
+    Silent,
+}
+
 /// The status word of a run.
-pub(crate) fn word(state: RunState, desired: Desired, spelling: CancelSpelling) -> &'static str {
+pub(crate) fn word_of(run: &RunRecord, spelling: CancelSpelling) -> &'static str {
+    word(run.state, run.desired, if run.silent { Voice::Silent } else { Voice::Heard }, spelling)
+}
+
+fn word(state: RunState, desired: Desired, voice: Voice, spelling: CancelSpelling) -> &'static str {
     match (state, desired) {
         (RunState::Canceled, _) => canceled(spelling),
         (RunState::Completed, _) => "Completed",
@@ -25,6 +39,9 @@ pub(crate) fn word(state: RunState, desired: Desired, spelling: CancelSpelling) 
         ) => "CancelRequested",
         (RunState::NotStarted, Desired::Run) => "NotStarted",
         (RunState::Queued, Desired::Run) => "Queued",
+        (RunState::Starting | RunState::Preparing | RunState::Running | RunState::Finalizing, Desired::Run) if voice == Voice::Silent => {
+            "NotResponding"
+        }
         (RunState::Starting, Desired::Run) => "Starting",
         (RunState::Preparing, Desired::Run) => "Preparing",
         (RunState::Running, Desired::Run) => "Running",
@@ -71,8 +88,8 @@ pub(crate) fn asked(word: &str, by: &str) -> Result<Option<RunEvent>> {
         "running" | "finalizing" | "notresponding" | "pausing" | "paused" => Ok(Some(RunEvent::ClientStarted)),
         "completed" => ended(Cause::Completed),
         "failed" => ended(reported_failure(None)),
-        "canceled" | "cancelled" => ended(Cause::Cancelled { by: Some(by.to_owned()) }),
-        "cancelrequested" => Ok(Some(RunEvent::CancelRequested { by: by.to_owned() })),
+        "canceled" | "cancelled" => ended(Cause::Cancelled { by: Some(by.to_owned()), why: None }),
+        "cancelrequested" => Ok(Some(RunEvent::CancelRequested { by: by.to_owned(), why: None })),
         _ => Err(Error::invalid(format!(
             "`{word}` is not a status: expected NotStarted, Queued, Starting, Preparing, Running, Finalizing, CancelRequested, \
              Completed, Failed or Canceled"
@@ -117,10 +134,11 @@ mod tests {
         ];
         assert_eq!(table.map(|(state, ..)| state), RunState::ALL);
         for (state, wanted, unwanted) in table {
-            assert_eq!(word(state, Desired::Run, CancelSpelling::Sdk), wanted);
-            assert_eq!(word(state, Desired::Cancel, CancelSpelling::Sdk), unwanted);
+            assert_eq!(word(state, Desired::Run, Voice::Heard, CancelSpelling::Sdk), wanted);
+            assert_eq!(word(state, Desired::Cancel, Voice::Silent, CancelSpelling::Sdk), unwanted);
         }
-        assert_eq!(word(RunState::Canceled, Desired::Cancel, CancelSpelling::Plain), "Cancelled");
+        assert_eq!(word(RunState::Canceled, Desired::Cancel, Voice::Heard, CancelSpelling::Plain), "Cancelled");
+        assert_eq!(word(RunState::Running, Desired::Run, Voice::Silent, CancelSpelling::Sdk), "NotResponding");
     }
 
     #[test]
@@ -156,10 +174,10 @@ mod tests {
         assert_eq!(asked("running", by).unwrap(), Some(RunEvent::ClientStarted));
         assert_eq!(asked("Completed", by).unwrap(), Some(RunEvent::ClientEnded { cause: Cause::Completed }));
         for spelling in ["Canceled", "Cancelled", "CANCELED"] {
-            let cause = Cause::Cancelled { by: Some(by.into()) };
+            let cause = Cause::Cancelled { by: Some(by.into()), why: None };
             assert_eq!(asked(spelling, by).unwrap(), Some(RunEvent::ClientEnded { cause }));
         }
-        assert_eq!(asked("CancelRequested", by).unwrap(), Some(RunEvent::CancelRequested { by: by.into() }));
+        assert_eq!(asked("CancelRequested", by).unwrap(), Some(RunEvent::CancelRequested { by: by.into(), why: None }));
         assert!(matches!(asked("Failed", by).unwrap(), Some(RunEvent::ClientEnded { cause: Cause::Reported { .. } })));
         let error = asked("Done", by).unwrap_err();
         assert_eq!((error.kind(), error.target()), (ErrorKind::Invalid, Some("status")));

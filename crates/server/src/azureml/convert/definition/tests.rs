@@ -50,6 +50,7 @@ fn the_founding_definition_becomes_what_it_says() {
         max_run_duration_seconds: Some(1200),
         priority: 0,
         history: History { output_collection: true, directories_to_watch: vec!["logs".into()] },
+        retries: RetryWish::default(),
     };
     assert_eq!(converted.definition, expected);
     assert_eq!(
@@ -296,4 +297,20 @@ fn targets_are_found_in_any_case_and_default_to_local() {
     assert_eq!(converted.definition.target.as_str(), "cpu-cluster");
     assert_eq!(converted.document["target"], "cpu-cluster");
     assert_eq!(convert(founding_with("Target", Value::Null)).unwrap().definition.target.as_str(), "local");
+}
+
+#[test]
+fn retries_are_what_the_definition_says_and_the_rest_the_targets() {
+    let asked = |retries: Value| convert(founding_with("Retries", retries));
+    let wish = asked(json!({ "infrastructure": 5, "UserCode": 1 })).unwrap().definition.retries;
+    assert_eq!(wish, RetryWish { infrastructure: Some(5), user_code: Some(1), backoff_seconds: None });
+    for (retries, words) in [
+        (json!({ "UserCode": -1 }), "Retries.UserCode = -1 is not possible: it must be 0 to 100"),
+        (json!({ "Infrastructure": 101 }), "Retries.Infrastructure = 101"),
+        (json!({ "backoffSeconds": 86_401 }), "it must be 0 to 86400"),
+        (json!({ "Count": 1 }), "has the property `Count`: expected Infrastructure, UserCode or BackoffSeconds"),
+    ] {
+        let message = asked(retries).unwrap_err().to_string();
+        assert!(message.contains(words), "{message}");
+    }
 }
