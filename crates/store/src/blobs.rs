@@ -13,6 +13,7 @@
 //! On disk a blob is `DIR/blobs/{first two digits}/{digest}`: all but the first few commits sync exactly one file and one folder. A
 //! second level would have each of the first 65,000 blobs make and sync a folder of its own.
 
+mod inventory;
 mod staging;
 
 use std::{
@@ -37,6 +38,7 @@ use object_store::{
 use tokio_util::io::ReaderStream;
 use trainyard_core::{Error, ErrorKind, Result, ids::Digest};
 
+pub use self::inventory::Listed;
 pub use self::staging::{StagedBlob, StagedContent, StagedWriter};
 use self::staging::{Staging, TempFile};
 
@@ -289,6 +291,7 @@ impl Folder {
             let _alone = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
             temp.rename(&target)?;
         }
+        crate::fail_point!("blob.written", io)?;
         // Of a blob that is there already too: whoever made it may not have come to this yet.
         sync_folder(&shard)
     }

@@ -212,6 +212,7 @@ impl Batch {
         let mut begun = 0;
         let lost = match self.attempt(db, conn, &mut begun).await {
             Ok(created) => {
+                crate::fail_point!("store.committed");
                 for (pending, created) in self.runs.into_iter().zip(created) {
                     let _ = pending.reply.send(created);
                 }
@@ -260,6 +261,7 @@ impl Batch {
                     Verdict::Keep => "commit",
                     Verdict::Undo => "rollback",
                 };
+                crate::fail_point!("store.written");
                 conn.execute(Sql::new(end)).await?;
                 return Ok(created);
             }
@@ -270,6 +272,7 @@ impl Batch {
             };
             conn.execute(Sql::new(end)).await?;
         }
+        crate::fail_point!("store.written");
         conn.execute(Sql::new("commit")).await?;
         Ok(created)
     }

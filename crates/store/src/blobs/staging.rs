@@ -54,16 +54,20 @@ impl Staging {
     }
 
     pub(super) fn sweep(&self, older_than: SystemTime) -> io::Result<usize> {
-        let mut removed = 0;
+        Ok(self.stale(older_than)?.into_iter().filter(|path| fs::remove_file(path).is_ok()).count())
+    }
+
+    /// The files last written before `older_than`.
+    pub(super) fn stale(&self, older_than: SystemTime) -> io::Result<Vec<PathBuf>> {
+        let mut found = Vec::new();
         for entry in fs::read_dir(&self.folder)? {
             let entry = entry?;
             // A file that is gone meanwhile was committed or dropped.
-            let stale = entry.metadata().is_ok_and(|meta| meta.is_file() && meta.modified().is_ok_and(|at| at < older_than));
-            if stale && fs::remove_file(entry.path()).is_ok() {
-                removed += 1;
+            if entry.metadata().is_ok_and(|meta| meta.is_file() && meta.modified().is_ok_and(|at| at < older_than)) {
+                found.push(entry.path());
             }
         }
-        Ok(removed)
+        Ok(found)
     }
 }
 
