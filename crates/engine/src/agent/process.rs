@@ -16,7 +16,10 @@ use std::{
 
 use rustix::{
     io::Errno,
-    process::{Pid, Signal, WaitOptions, WaitStatus, getpid, getppid, set_child_subreaper, set_parent_process_death_signal, setsid, wait},
+    process::{
+        Pid, Signal, WaitOptions, WaitStatus, getpid, getppid, kill_process, set_child_subreaper, set_parent_process_death_signal, setsid,
+        wait,
+    },
 };
 use tokio::signal::unix::{self, SignalKind};
 use trainyard_core::run::Cause;
@@ -91,11 +94,15 @@ pub(super) fn spawn(launch: &Launch) -> Result<(Reaper, MainProcess), NotStarted
     let before_exec = move || {
         setsid()?;
         set_parent_process_death_signal(Some(Signal::KILL))?;
-        // The agent may have died before the signal was armed; then nobody would ever send it.
-        if getppid() == Some(agent) { Ok(()) } else { Err(Errno::SRCH.into()) }
+        // The agent may have died before the signal was armed; then nobody would ever send it. Nor is anybody left to read an error: the
+        // standard library would complain about that in the code's own log.
+        if getppid() != Some(agent) {
+            let _ = kill_process(getpid(), Signal::KILL);
+        }
+        Ok(())
     };
     #[expect(unsafe_code, reason = "the closure only makes system calls, which is what may be done between fork and exec")]
-    // SAFETY: three system calls and a comparison; no allocation, no lock, nothing shared with the parent.
+    // SAFETY: a few system calls and a comparison; no allocation, no lock, nothing shared with the parent.
     unsafe {
         command.pre_exec(before_exec);
     }
