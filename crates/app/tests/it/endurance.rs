@@ -13,8 +13,13 @@ use crate::support::{TestServer, is_alive, processes_with, signal, until};
 
 /// A server whose limits are short enough to wait for.
 async fn server(more: &str) -> TestServer {
+    impatient(3, more).await
+}
+
+/// A server with this heartbeat limit, in seconds.
+async fn impatient(heartbeat_limit: u32, more: &str) -> TestServer {
     let config = format!(
-        "[server]\nheartbeat_limit_seconds = 3\ncancel_grace_seconds = 1\n{more}\n\
+        "[server]\nheartbeat_limit_seconds = {heartbeat_limit}\ncancel_grace_seconds = 1\n{more}\n\
          [compute.cpu-cluster]\nslots = 1\nretries = 1\nretry_backoff_seconds = 0\n"
     );
     TestServer::with_config(&config).await
@@ -163,7 +168,7 @@ async fn a_cancel_does_not_wait_for_an_agent_that_does_not_hear() {
 
 #[tokio::test]
 async fn an_attempt_that_stays_silent_is_given_up_behind_a_fence() {
-    let server = server("silence_limit_seconds = 4").await;
+    let server = server("silence_limit_seconds = 8").await;
     let run = server.submit(&patient(&server), |_| {}).await;
     server.wait_for_output(&run, "this is start 1").await;
     let (agent, code) = (agent(&server), starts(&server)[0]);
@@ -191,13 +196,14 @@ fn order_path(server: &TestServer) -> PathBuf {
 
 #[tokio::test]
 async fn nobody_is_blamed_for_a_pause_of_the_server_itself() {
-    let server = server("silence_limit_seconds = 4").await;
+    // Longer than an agent on a busy machine may be kept from speaking.
+    let server = impatient(9, "silence_limit_seconds = 10").await;
     let run = server.submit(&patient(&server), |_| {}).await;
     server.wait_for_output(&run, "this is start 1").await;
     let pid = processes_with(&server.dir().to_string_lossy()).into_iter().find(|pid| is_server(*pid)).expect("the server");
     signal(pid, "STOP");
     let paused = Instant::now();
-    until("the pause to be longer than every limit", || async { (paused.elapsed() > Duration::from_secs(7)).then_some(()) }).await;
+    until("the pause to be longer than every limit", || async { (paused.elapsed() > Duration::from_secs(13)).then_some(()) }).await;
     signal(pid, "CONT");
     open_the_gate(&server);
     server.wait_for(&run, "Completed").await;
