@@ -35,6 +35,9 @@ use crate::{
 /// How long the engine sleeps when nobody wakes it. Bounds how late a lost signal is noticed.
 const INTERVAL: Duration = Duration::from_secs(1);
 
+/// How long a round may go on once the engine was told to stop.
+const LAST_ROUND: Duration = Duration::from_secs(5);
+
 /// Signals that come in a burst are answered by one pass: at least this long lies between two.
 const BREATH: Duration = Duration::from_millis(4);
 
@@ -261,9 +264,18 @@ pub(crate) enum Fullness {
     Free,
 }
 
+/// Resolves when the engine was told to stop and its round goes on for too long: each of its steps may wait for a database that is gone.
+async fn overdue(shared: &Shared) {
+    shared.stop.cancelled().await;
+    tokio::time::sleep(LAST_ROUND).await;
+}
+
 async fn run(mut passes: Passes, shared: Arc<Shared>) {
     loop {
-        passes.run_all().await;
+        tokio::select! {
+            () = passes.run_all() => {}
+            () = overdue(&shared) => return tracing::warn!("the engine was told to stop and leaves its round unfinished; the next start goes on with it"),
+        }
         tokio::select! {
             () = shared.stop.cancelled() => return,
             () = tokio::time::sleep(BREATH) => {}

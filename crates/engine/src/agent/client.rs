@@ -26,8 +26,8 @@ use super::{
 };
 use crate::clock::now_us;
 
-/// First and longest pause between two tries of a call.
-const RETRY_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// The longest that the first and any later pause between two tries of a call may be.
+const RETRY_PAUSE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(4));
 
 /// Between two lines in the log about a server that does not speak this agent's protocol.
 const PROTOCOL_REMINDER: Duration = Duration::from_secs(60);
@@ -199,10 +199,12 @@ impl Client {
         self.respond(|connection| Ok(connection.get("snapshot"))).await
     }
 
-    /// Waits the way a call waits between two tries: `pause` grows with each.
+    /// Waits the way a call waits between two tries: at random up to a limit that grows with each. A server that comes back finds its agents
+    /// one after the other, not a thousand at once that all lost it at the same instant.
     pub(super) async fn pause(&self, pause: &mut Option<Duration>) -> Result<(), Refusal> {
-        let next = pause.map_or(RETRY_PAUSE.0, |last| (last * 2).min(RETRY_PAUSE.1));
-        *pause = Some(next);
+        let limit = pause.map_or(RETRY_PAUSE.0, |last| (last * 2).min(RETRY_PAUSE.1));
+        *pause = Some(limit);
+        let next = limit.mul_f64(f64::from(uuid::Uuid::new_v4().as_fields().0) / f64::from(u32::MAX));
         tokio::select! {
             () = self.control.abandoned() => Err(Refusal::Abandoned),
             () = tokio::time::sleep(next) => Ok(()),

@@ -15,7 +15,7 @@ use trainyard_wire::native::{Command, Instruction};
 use super::{client::Client, folder::AttemptFolder};
 
 /// How often notes in the folder are looked for.
-const NOTE_INTERVAL: Duration = Duration::from_millis(500);
+const NOTE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Between two questions to a server that answers at once instead of waiting for news.
 const POLL_PAUSE: Duration = Duration::from_secs(2);

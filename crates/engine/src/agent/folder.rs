@@ -179,7 +179,7 @@ impl AttemptFolder {
         (noted.is_none() || noted == start_ticks(pid)).then_some(pid)
     }
 
-    /// Asks the agent to stop without the server's help; it looks every half second. `by` names who asked; empty: nobody knows.
+    /// Asks the agent to stop without the server's help; it looks every second. `by` names who asked; empty: nobody knows.
     pub fn request_stop(&self, by: &str, why: Option<&str>) -> io::Result<()> {
         let request = StopRequest { by: (!by.is_empty()).then(|| by.to_owned()), why: why.map(str::to_owned) };
         self.write_document(STOP, &request)
@@ -196,7 +196,7 @@ impl AttemptFolder {
         Some(StopRequest { by: (!by.is_empty()).then(|| by.to_owned()), why: None })
     }
 
-    /// Notes that the attempt was given up: its agent ends everything and exits, now (it looks every half second) or when it is started again.
+    /// Notes that the attempt was given up: its agent ends everything and exits, now (it looks every second) or when it is started again.
     pub fn fence(&self) -> io::Result<()> {
         self.replace(FENCED, b"")
     }

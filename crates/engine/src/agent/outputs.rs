@@ -29,6 +29,9 @@ const QUIET: Duration = Duration::from_secs(5);
 /// Between two looks at the folder.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
+/// The longest time between two looks at outputs that do not change.
+const LOOK_LIMIT: Duration = Duration::from_secs(10);
+
 /// Files that are stored at the same time at the end: many small ones should not wait for one answer each.
 const AT_ONCE: usize = 6;
 
@@ -69,8 +72,11 @@ impl Outputs {
             }
             let began = Instant::now();
             let files = self.list().await.files;
-            pause = LOOK_INTERVAL.max(began.elapsed() * 20);
             let now_ns = i128::from(now_us()) * 1000;
+            let unchanged = files.len() == self.seen.len() && files.iter().all(|found| self.seen.get(&found.path) == Some(&found.stamp));
+            // As long as nothing changes there is ever less reason to look.
+            let next = if unchanged { pause.mul_f32(1.5).min(LOOK_LIMIT) } else { LOOK_INTERVAL };
+            pause = next.max(began.elapsed() * 20);
             for found in &files {
                 let due = is_due(&found.stamp, self.seen.get(&found.path), self.stored.get(&found.path), now_ns);
                 if !due {

@@ -145,31 +145,38 @@ async fn working_directory(attempt: &Attempt) -> Result<(), Cause> {
     let limits: ArchiveLimits = serde_json::from_value(attempt.order.archive_limits.clone())
         .map_err(|error| failed(format!("the limits of archives in the order cannot be read: {error}")))?;
     let zip = attempt.folder.temporary().join("snapshot.zip");
-    fetch(attempt, expected, &zip).await.map_err(failed)?;
+    fetch(attempt, expected, &zip).await?;
     trainyard_store::fail_point!("agent.snapshot_fetched");
     let task = tokio::task::spawn_blocking(move || {
-        let file = File::open(&zip).map_err(|error| format!("the snapshot cannot be read: {error}"))?;
+        let file = File::open(&zip).map_err(|error| machine_failed(format!("the snapshot cannot be read: {error}")))?;
         match trainyard_store::archive::unpack(file, &limits, &work) {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error.message().to_owned()),
+            Err(error) if error.kind() == ErrorKind::StorageFull => return Err(machine_failed(error.message().to_owned())),
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(failed(error.message().to_owned())),
             _ => {}
         }
         // Not needed any more; if it stays it goes with the folder.
         let _ = fs::remove_file(&zip);
         Ok(())
     });
-    task.await.unwrap_or_else(|_| Err("unpacking broke off".into())).map_err(failed)?;
+    task.await.unwrap_or_else(|_| Err(machine_failed("unpacking broke off".into())))?;
     trainyard_store::fail_point!("agent.unpacked");
     Ok(())
 }
 
+/// The machine is to blame, on another one or later it may go: the disk is full, say.
+fn machine_failed(message: String) -> Cause {
+    Cause::StartFailed { message, by_definition: false }
+}
+
 /// Fetches the snapshot until it is whole.
-async fn fetch(attempt: &Attempt, expected: &str, zip: &Path) -> Result<(), String> {
+async fn fetch(attempt: &Attempt, expected: &str, zip: &Path) -> Result<(), Cause> {
+    let failed = |message: String| Cause::SnapshotFailed { message };
     let mut pause = None;
     let mut tries = 0;
     loop {
         let response = match attempt.client.snapshot().await {
             Ok(response) => response,
-            Err(refusal) => return Err(refusal.to_string()),
+            Err(refusal) => return Err(failed(refusal.to_string())),
         };
         match receive(response, zip).await {
             Ok(found) if found == expected => return Ok(()),
@@ -177,14 +184,14 @@ async fn fetch(attempt: &Attempt, expected: &str, zip: &Path) -> Result<(), Stri
                 tries += 1;
                 tracing::warn!(found, expected, "the snapshot that arrived is another one");
                 if tries == HASH_TRIES {
-                    return Err(format!("what the server sends has the SHA-256 {found} instead of {expected}"));
+                    return Err(failed(format!("what the server sends has the SHA-256 {found} instead of {expected}")));
                 }
             }
             Err(Broken::Stream(reason)) => tracing::warn!(reason, "the snapshot broke off; fetching it again"),
-            Err(Broken::Disk(error)) => return Err(format!("`{}` cannot be written: {error}", zip.display())),
+            Err(Broken::Disk(error)) => return Err(machine_failed(format!("`{}` cannot be written: {error}", zip.display()))),
         }
         if let Err(refusal @ Refusal::Abandoned) = attempt.client.pause(&mut pause).await {
-            return Err(refusal.to_string());
+            return Err(failed(refusal.to_string()));
         }
     }
 }

@@ -27,8 +27,8 @@ use super::{
 /// The folder of the attempt's own logs, in the spool and in the run (azureml-wire F.4).
 pub(super) const SYSTEM_LOGS: &str = "azureml-logs";
 
-/// Between two listings of the folders. Files that are known already are looked at more often.
-const LIST_INTERVAL: Duration = Duration::from_millis(250);
+/// Shortest and longest time between two listings of the folders. Files that are known already are looked at more often.
+const LIST_INTERVAL: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 
 /// How often a log is sent again when the server's copy does not fit, before the run is told that it is incomplete.
 const SEAL_TRIES: u32 = 4;
@@ -85,8 +85,9 @@ impl Shipper {
             let files = if Instant::now() >= next_listing {
                 let began = Instant::now();
                 let files = self.list().await.files;
-                // A folder with very many files must not keep a core busy.
-                next_listing = Instant::now() + LIST_INTERVAL.max(began.elapsed() * 20);
+                // A folder with very many files must not keep a core busy, nor a thousand runs that say nothing.
+                let quiet = (last_growth.elapsed() / 10).clamp(LIST_INTERVAL.0, LIST_INTERVAL.1);
+                next_listing = Instant::now() + quiet.max(began.elapsed() * 20);
                 files
             } else {
                 self.own_logs().await

@@ -14,7 +14,7 @@ pub(super) const CHUNK_BYTES: u64 = 256 << 10;
 pub(super) const BATCH_PAUSE: Duration = Duration::from_millis(100);
 
 /// Shortest and longest pause between two looks.
-const LOOK_PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(500));
+const LOOK_PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_secs(1));
 
 /// A file that is followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +86,7 @@ impl Tail {
 }
 
 /// How long to wait before the next look when nothing has come for `quiet`: a fifth of it. So nothing is noticed later than after a fifth
-/// more time than it took to come, and a log that is silent costs two looks a second.
+/// more time than it took to come, and a log that is silent costs one look a second.
 pub(super) fn look_pause(quiet: Duration) -> Duration {
     (quiet / 5).clamp(LOOK_PAUSE.0, LOOK_PAUSE.1)
 }
@@ -127,7 +127,7 @@ mod tests {
     fn the_first_line_is_looked_for_often_and_a_silent_log_seldom() {
         assert_eq!(look_pause(Duration::ZERO), Duration::from_millis(2));
         assert_eq!(look_pause(Duration::from_millis(50)), Duration::from_millis(10));
-        assert_eq!(look_pause(Duration::from_secs(3600)), Duration::from_millis(500));
+        assert_eq!(look_pause(Duration::from_secs(3600)), Duration::from_secs(1));
     }
 
     proptest! {
