@@ -126,7 +126,8 @@ impl How {
             "{}, {cores} cores, {} GiB of memory, Linux {}",
             String::from_utf8_lossy(&version.stdout).trim(),
             kilobytes / (1 << 20),
-            kernel.trim()
+            // The rest of it names who built the kernel.
+            kernel.trim().split('-').next().unwrap_or_default()
         );
         Ok(Self { command, date, machine })
     }
