@@ -63,11 +63,11 @@ async fn run(client: &Client, id: &str) -> Result<Option<Seen>> {
     let Some(dto) = optional(client.get::<Value>(&client.azure("history/v1.0", &format!("/runs/{id}"))).await)? else { return Ok(None) };
     let rows: Vec<Attempt> = client.get(&client.native(&format!("/runs/{id}/attempts"))).await?;
     let events: Vec<Event> = client.get(&client.native(&format!("/runs/{id}/events"))).await?;
-    let last = rows.len();
-    let mut attempts = Vec::with_capacity(last);
+    // The files of an attempt after which the run was to be tried again are kept under its number, also if no other came.
+    let set_aside = events.iter().filter(|event| event.name.ends_with(".Retrying")).count();
+    let mut attempts = Vec::with_capacity(rows.len());
     for (index, row) in rows.into_iter().enumerate() {
-        // The files of an attempt that was followed by another are kept under its number.
-        let prefix = if index + 1 == last { String::new() } else { format!("attempts/{}/", row.number) };
+        let prefix = if index < set_aside { format!("attempts/{}/", row.number) } else { String::new() };
         attempts.push(Tried {
             id: row.id.to_string(),
             number: row.number,

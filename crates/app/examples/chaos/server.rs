@@ -24,12 +24,13 @@ pub(crate) struct Server {
     /// Where it listens.
     pub(crate) address: SocketAddr,
     child: Option<Child>,
+    started: Instant,
 }
 
 impl Server {
     /// A server that does not run yet.
     pub(crate) fn new(binary: &Path, data: &Path, log: &Path, address: SocketAddr) -> Self {
-        Self { binary: binary.to_owned(), data: data.to_owned(), log: log.to_owned(), address, child: None }
+        Self { binary: binary.to_owned(), data: data.to_owned(), log: log.to_owned(), address, child: None, started: Instant::now() }
     }
 
     /// Starts it, with these fail points armed and counted in that folder.
@@ -45,6 +46,7 @@ impl Server {
         if let Some((rules, folder)) = armed {
             command.env(RULES_VARIABLE, rules).env(FOLDER_VARIABLE, folder);
         }
+        self.started = Instant::now();
         self.child = Some(command.spawn().with_context(|| format!("{} cannot be started", self.binary.display()))?);
         Ok(())
     }
@@ -52,6 +54,11 @@ impl Server {
     /// Its process id, while it runs.
     pub(crate) fn pid(&self) -> Option<i32> {
         self.child.as_ref().map(|child| child.id().cast_signed())
+    }
+
+    /// How long it has run.
+    pub(crate) fn uptime(&self) -> Duration {
+        self.started.elapsed()
     }
 
     /// Kills it.

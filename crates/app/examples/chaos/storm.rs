@@ -1,6 +1,7 @@
 //! Does what the plan says: faults at their times, and their ends; and starts the server again whenever it is gone.
 
 use std::{
+    os::unix::process::ExitStatusExt as _,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -22,6 +23,9 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// How long a server that ended by itself stays away.
 const AWAY: Duration = Duration::from_millis(50);
+
+/// A server that is younger than this may not have come to listening for signals.
+const YOUTH: Duration = Duration::from_secs(1);
 
 /// The database server of all worlds.
 pub(crate) type SharedDatabase = Option<Arc<Mutex<Postgres>>>;
@@ -168,9 +172,12 @@ impl<'a> Storm<'a> {
         if self.paused || self.world.server.pid().is_none() {
             return Ok(false);
         }
+        let uptime = self.world.server.uptime();
         let (took, status) = self.world.server.stop().await?;
         // A fail point may have ended it first, and without its database or disk it may say that something is wrong.
-        if !status.success() && !self.database_away && !self.is_armed() {
+        // One that has just been started does not listen for signals yet, and has nothing to hand over.
+        let too_young = status.signal() == Some(Signal::TERM.as_raw()) && uptime < YOUTH;
+        if !status.success() && !too_young && !self.database_away && !self.is_armed() {
             self.ledger.note(|record| record.ended_by_itself.push(format!("after TERM the server ended with {status} in {took:?}")));
         }
         self.start_after(away);
