@@ -27,7 +27,7 @@ use super::{
 use crate::clock::now_us;
 
 /// The longest that the first and any later pause between two tries of a call may be.
-const RETRY_PAUSE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(4));
+const RETRY_PAUSE: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(4));
 
 /// Between two lines in the log about a server that does not speak this agent's protocol.
 const PROTOCOL_REMINDER: Duration = Duration::from_secs(60);

@@ -30,6 +30,8 @@ impl Passes {
         self.stopping.retain(|attempt, _| ids.contains(attempt));
         self.handle.shared.heartbeats.keep(&ids);
         for live in &live {
+            // Looking is work on files; whoever waits for an answer goes first.
+            tokio::task::yield_now().await;
             let Some(target) = self.options.targets.iter().find(|target| target.name == live.attempt.target).cloned() else {
                 tracing::warn!(run = %live.run, target = %live.attempt.target, "the target of a running attempt is not configured any more; it cannot be observed");
                 continue;
