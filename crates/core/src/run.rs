@@ -146,6 +146,8 @@ pub enum RunEvent {
     },
     /// Everything that is kept of the attempt is in the blob store: the run ends, or is tried again.
     Finalized {
+        /// The attempt.
+        attempt: AttemptId,
         /// What holds for the run on its target.
         policy: RetryPolicy,
     },
@@ -323,7 +325,8 @@ pub fn transition(run: &Run, event: &RunEvent) -> Result<Change, Refused> {
                 S::NotStarted | S::Queued | S::Completed | S::Failed | S::Canceled => Err(refused()),
             }
         }
-        RunEvent::Finalized { policy } => match (run.state, &run.cause) {
+        // A word about another attempt than the live one comes too late: that one has been finalized, and its run may have the next.
+        RunEvent::Finalized { attempt, policy } => match (fence(run, *attempt).map(|()| run.state)?, &run.cause) {
             (S::Finalizing, Some(cause)) => Ok(match policy.next(run.retries, cause).filter(|_| run.desired == Desired::Run) {
                 Some(retry) => {
                     let kept = keep(S::Queued, AttemptChange::Close, retry_entry(run.attempt, cause, &retry));

@@ -20,7 +20,7 @@ pub async fn finalize(store: &Store, engine: &Handle, attempt: (WorkspaceId, &Ru
     trainyard_store::fail_point!("finalize.adopted");
     let Some(row) = store.run(workspace, run).await?.filter(|row| row.attempt == Some(attempt)) else { return Ok(()) };
     let policy = engine.retry_policy(row.definition.as_ref());
-    if let Applied::Changed(run) = store.apply(workspace, run, &RunEvent::Finalized { policy }, at_us).await? {
+    if let Applied::Changed(run) = store.apply(workspace, run, &RunEvent::Finalized { attempt, policy }, at_us).await? {
         let cause = run.cause.as_ref().map(Cause::label);
         match run.not_before_us {
             Some(_) => tracing::info!(run = %run.id, %attempt, cause, "attempt ended; the run is tried again"),

@@ -10,7 +10,7 @@ mod order;
 mod sight;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     time::{Duration, Instant},
 };
 
@@ -29,6 +29,8 @@ pub(crate) struct Passes {
     refreshed: HashMap<AttemptId, Instant>,
     /// Attempts that are to stop: since when that is known here.
     stopping: HashMap<AttemptId, Instant>,
+    /// Those of them whose agents were left a note.
+    told: HashSet<AttemptId>,
     /// Closed attempts whose agents are still there: since when.
     lingering: HashMap<AttemptId, Instant>,
     swept: Option<Instant>,
@@ -46,6 +48,7 @@ impl Passes {
             handle,
             refreshed: HashMap::new(),
             stopping: HashMap::new(),
+            told: HashSet::new(),
             lingering: HashMap::new(),
             swept: None,
             counted: None,

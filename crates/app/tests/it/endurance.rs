@@ -167,6 +167,21 @@ async fn a_cancel_does_not_wait_for_an_agent_that_does_not_hear() {
 }
 
 #[tokio::test]
+async fn a_cancel_does_not_wait_for_an_agent_that_stopped_delivering() {
+    let server = server("").await;
+    let script = "for number in range(3000): open('outputs/%d' % number, 'w').write('x')";
+    let run = server.submit(script, |_| {}).await;
+    server.wait_for(&run, "Finalizing").await;
+    let agent = agent(&server);
+    signal(agent, "STOP");
+    server.send(Method::POST, &server.history(&format!("/runs/{run}/cancel")), json!({})).await;
+    // How the code ended was known before anybody cancelled; what is missing is said.
+    let dto = server.wait_for(&run, "Completed").await;
+    assert!(dto["warnings"].to_string().contains("could not deliver everything"), "{dto:#}");
+    until("the agent to be gone", || async { (!is_alive(agent)).then_some(()) }).await;
+}
+
+#[tokio::test]
 async fn an_attempt_that_stays_silent_is_given_up_behind_a_fence() {
     let server = server("silence_limit_seconds = 8").await;
     let run = server.submit(&patient(&server), |_| {}).await;

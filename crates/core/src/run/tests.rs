@@ -44,7 +44,7 @@ fn events() -> Vec<RunEvent> {
         RunEvent::Preparing { attempt },
         RunEvent::Started { attempt },
         RunEvent::Ended { attempt, cause: Cause::ExitCode { code: 3 } },
-        RunEvent::Finalized { policy: RetryPolicy::default() },
+        RunEvent::Finalized { attempt, policy: RetryPolicy::default() },
         RunEvent::Silent { attempt, limit_seconds: 30 },
         RunEvent::Heard { attempt },
         RunEvent::CancelRequested { by: "someone".into(), why: None },
@@ -113,7 +113,8 @@ fn any_event() -> impl Strategy<Value = RunEvent> {
         attempts.clone().prop_map(|attempt| RunEvent::Preparing { attempt }),
         attempts.clone().prop_map(|attempt| RunEvent::Started { attempt }),
         (attempts.clone(), any_cause()).prop_map(|(attempt, cause)| RunEvent::Ended { attempt, cause }),
-        (0..3u32, 0..2u32).prop_map(|(infrastructure, user_code)| RunEvent::Finalized {
+        (attempts.clone(), 0..3u32, 0..2u32).prop_map(|(attempt, infrastructure, user_code)| RunEvent::Finalized {
+            attempt,
             policy: RetryPolicy { infrastructure, user_code, backoff_seconds: 1 }
         }),
         attempts.clone().prop_map(|attempt| RunEvent::Silent { attempt, limit_seconds: 30 }),
@@ -157,7 +158,7 @@ proptest! {
                 run = apply(&run, &change);
             }
             let stranger = attempt(99);
-            for event in [RunEvent::Preparing { attempt: stranger }, RunEvent::Started { attempt: stranger }, RunEvent::Ended { attempt: stranger, cause: cause.clone() }] {
+            for event in [RunEvent::Preparing { attempt: stranger }, RunEvent::Started { attempt: stranger }, RunEvent::Ended { attempt: stranger, cause: cause.clone() }, RunEvent::Finalized { attempt: stranger, policy: RetryPolicy::default() }] {
                 prop_assert_eq!(transition(&run, &event), Err(Refused::Fenced));
             }
         }
@@ -183,7 +184,7 @@ fn the_usual_life_of_a_run() {
         (RunEvent::Preparing { attempt }, RunState::Preparing),
         (RunEvent::Started { attempt }, RunState::Running),
         (RunEvent::Ended { attempt, cause: Cause::Completed }, RunState::Finalizing),
-        (RunEvent::Finalized { policy: RetryPolicy::default() }, RunState::Completed),
+        (RunEvent::Finalized { attempt, policy: RetryPolicy::default() }, RunState::Completed),
     ];
     for (event, expected) in steps {
         run = apply(&run, &transition(&run, &event).unwrap());
@@ -201,12 +202,14 @@ fn a_lost_attempt_is_tried_again_under_the_same_run_until_the_retries_are_used_u
         for event in [RunEvent::Admitted { attempt }, RunEvent::Started { attempt }, RunEvent::Ended { attempt, cause: lost.clone() }] {
             run = apply(&run, &transition(&run, &event).unwrap());
         }
-        let change = transition(&run, &RunEvent::Finalized { policy }).unwrap();
+        let change = transition(&run, &RunEvent::Finalized { attempt, policy }).unwrap();
         assert_eq!(change.retry.map(|retry| retry.wait_seconds), (after == RunState::Queued).then_some(7));
         run = apply(&run, &change);
         assert_eq!(run.state, after);
         let late = RunEvent::Ended { attempt, cause: Cause::Completed };
         assert_eq!(transition(&run, &late), Err(Refused::Fenced), "an attempt that was given up says nothing more");
+        let again = RunEvent::Finalized { attempt, policy };
+        assert_eq!(transition(&run, &again), Err(Refused::Fenced), "its books are closed once");
     }
 }
 
@@ -216,7 +219,7 @@ fn a_run_that_is_to_be_cancelled_is_not_tried_again() {
         cause: Some(Cause::AgentLost { message: "gone".into() }),
         ..in_state(Ownership::Managed, RunState::Finalizing, Desired::Cancel)
     };
-    let change = transition(&run, &RunEvent::Finalized { policy: RetryPolicy::default() }).unwrap();
+    let change = transition(&run, &RunEvent::Finalized { attempt: attempt(1), policy: RetryPolicy::default() }).unwrap();
     assert_eq!((change.state, change.retry), (RunState::Failed, None));
 }
 
@@ -239,7 +242,7 @@ fn a_cancel_that_comes_too_late_does_not_turn_success_into_a_cancel() {
     for event in [
         RunEvent::CancelRequested { by: "me".into(), why: None },
         RunEvent::Ended { attempt, cause: Cause::Completed },
-        RunEvent::Finalized { policy: RetryPolicy::default() },
+        RunEvent::Finalized { attempt, policy: RetryPolicy::default() },
     ] {
         run = apply(&run, &transition(&run, &event).unwrap());
     }

@@ -12,7 +12,7 @@ use std::{
 use trainyard_core::{
     Result,
     ids::AttemptId,
-    run::{Cause, Desired, RunEvent},
+    run::{Cause, Desired, RunEvent, RunState},
 };
 use trainyard_store::{queue::LiveRun, runs::RunWarning, transitions::Applied};
 
@@ -28,6 +28,7 @@ impl Passes {
         let ids: HashSet<AttemptId> = live.iter().map(|live| live.attempt.id).collect();
         self.refreshed.retain(|attempt, _| ids.contains(attempt));
         self.stopping.retain(|attempt, _| ids.contains(attempt));
+        self.told.retain(|attempt| ids.contains(attempt));
         self.handle.shared.heartbeats.keep(&ids);
         for live in &live {
             // Looking is work on files; whoever waits for an answer goes first.
@@ -47,6 +48,10 @@ impl Passes {
 
     async fn attempt(&mut self, live: &LiveRun, target: &Target) -> Result<()> {
         let attempt = live.attempt.id;
+        if live.desired == Desired::Cancel {
+            // Whatever is done about it: how long it takes is counted from here.
+            self.stopping.entry(attempt).or_insert_with(Instant::now);
+        }
         let sight = Sight {
             observation: target.executor.observe(attempt).await?,
             silence: self.handle.shared.heartbeats.silence(attempt, Instant::now()),
@@ -123,18 +128,19 @@ impl Passes {
     /// Leaves the agent a note, once: it hears the same from the server.
     async fn stop(&mut self, live: &LiveRun, target: &Target) -> Result<()> {
         let attempt = live.attempt.id;
-        if self.stopping.contains_key(&attempt) {
+        if self.told.contains(&attempt) {
             return Ok(());
         }
         let by = live.cancelled_by.as_deref().unwrap_or("unknown");
         target.executor.stop(attempt, by, live.cancel_reason.as_deref()).await?;
-        self.stopping.insert(attempt, Instant::now());
+        self.told.insert(attempt);
         Ok(())
     }
 
     /// The attempt cannot deliver any more. What already arrived is kept; what may be missing is said on the run.
     async fn give_up(&mut self, live: &LiveRun, cause: Cause) -> Result<()> {
-        if !matches!(cause, Cause::Cancelled { .. }) || live.desired == Desired::Run {
+        // A cancelled attempt that had not reported yet has nothing to deliver.
+        if !matches!(cause, Cause::Cancelled { .. }) || live.state != RunState::Starting {
             let number = live.attempt.number;
             let message = format!("the agent of attempt {number} could not deliver everything: its logs and outputs may be incomplete");
             let warning = RunWarning { source: "trainyard".into(), message };

@@ -238,7 +238,7 @@ async fn a_running_run_that_is_cancelled_says_so_until_it_has_stopped() {
     assert_eq!(asked.status, StatusCode::OK, "{asked:?}");
     assert_eq!(history.run("r1").await["status"], "CancelRequested");
     history.apply("r1", RunEvent::Ended { attempt, cause: Cause::Cancelled { by: None, why: None } }).await;
-    history.apply("r1", RunEvent::Finalized { policy: NO_RETRY }).await;
+    history.apply("r1", RunEvent::Finalized { attempt, policy: NO_RETRY }).await;
     assert_eq!(history.run("r1").await["status"], "Cancelled");
 }
 

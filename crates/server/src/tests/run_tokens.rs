@@ -97,7 +97,7 @@ async fn apply(server: &TestServer, run: &RunId, event: RunEvent, at_us: i64) {
 
 async fn end(server: &TestServer, job: &Job, at_us: i64) {
     apply(server, &job.run, RunEvent::Ended { attempt: job.attempt, cause: Cause::Completed }, at_us).await;
-    apply(server, &job.run, RunEvent::Finalized { policy: NO_RETRY }, at_us).await;
+    apply(server, &job.run, RunEvent::Finalized { attempt: job.attempt, policy: NO_RETRY }, at_us).await;
 }
 
 #[tokio::test]

@@ -68,7 +68,7 @@ impl Bench {
         self.change(run, RunEvent::Admitted { attempt }, NOW + 1).await;
         self.change(run, RunEvent::Started { attempt }, NOW + 2).await;
         self.change(run, RunEvent::Ended { attempt, cause }, NOW + 3).await;
-        self.change(run, RunEvent::Finalized { policy: NO_RETRY }, NOW + 4).await
+        self.change(run, RunEvent::Finalized { attempt, policy: NO_RETRY }, NOW + 4).await
     }
 }
 

@@ -66,7 +66,7 @@ pub(crate) async fn busy_slots_and_runs_in_execution_follow_the_state(bench: &Be
     let (run, attempt) = &attempts[0];
     bench.change(run, RunEvent::Ended { attempt: *attempt, cause: Cause::Completed }, NOW + 9).await;
     assert_eq!(bench.store.busy_slots().await.expect("counts").values().sum::<u32>(), 2, "a finalizing run keeps its slot");
-    bench.change(run, RunEvent::Finalized { policy: NO_RETRY }, NOW + 9).await;
+    bench.change(run, RunEvent::Finalized { attempt: *attempt, policy: NO_RETRY }, NOW + 9).await;
     assert_eq!(bench.store.busy_slots().await.expect("counts").values().sum::<u32>(), 1);
     assert_eq!(bench.store.runs_in_execution().await.expect("runs").len(), 1);
 }

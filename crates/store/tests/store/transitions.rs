@@ -34,7 +34,7 @@ pub(crate) async fn a_managed_run_goes_through_its_whole_life(bench: &Bench) {
     assert_eq!((ended.state, ended.cause, ended.attempt), (RunState::Finalizing, Some(Cause::Completed), Some(id)));
     let attempt = bench.store.attempt(id).await.expect("a read").expect("there");
     assert_eq!((attempt.state, attempt.ended_us, attempt.cause), (AttemptState::Ended, Some(NOW + 4), Some(Cause::Completed)));
-    let done = bench.change(&run, RunEvent::Finalized { policy: NO_RETRY }, NOW + 5).await;
+    let done = bench.change(&run, RunEvent::Finalized { attempt: id, policy: NO_RETRY }, NOW + 5).await;
     assert_eq!((done.state, done.attempt, done.ended_us, done.version), (RunState::Completed, None, Some(NOW + 5), 5));
     assert_eq!(done.error, None);
     // What was answered is what is stored.
@@ -99,9 +99,10 @@ pub(crate) async fn refusals_are_told_apart(bench: &Bench) {
     let place = bench.place().await;
     let run = bench.store_run(place.run("one")).await;
     let apply = async |id: &str, event| bench.store.apply(place.workspace, &run_id(id), &event, NOW).await.expect("an answer");
-    assert_eq!(apply("nobody", RunEvent::Finalized { policy: NO_RETRY }).await, Applied::NoRun);
-    let refused = Applied::NotAllowed { state: RunState::Queued, event: "Finalized" };
-    assert_eq!(apply("one", RunEvent::Finalized { policy: NO_RETRY }).await, refused);
+    assert_eq!(apply("nobody", RunEvent::Finalized { attempt: attempt_id(), policy: NO_RETRY }).await, Applied::NoRun);
+    let refused = Applied::NotAllowed { state: RunState::Queued, event: "ClientStarted" };
+    assert_eq!(apply("one", RunEvent::ClientStarted).await, refused);
+    assert_eq!(apply("one", RunEvent::Finalized { attempt: attempt_id(), policy: NO_RETRY }).await, Applied::Fenced);
     let attempt = attempt_id();
     bench.change(&run, RunEvent::Admitted { attempt }, NOW).await;
     bench.change(&run, RunEvent::Started { attempt }, NOW).await;
@@ -154,7 +155,7 @@ pub(crate) async fn a_retry_keeps_the_run_and_sets_the_files_of_the_first_attemp
     let fenced = bench.store.upsert_artifact(&log(second)).await.expect_err("not the live attempt");
     assert_eq!(fenced.kind(), trainyard_core::ErrorKind::Forbidden);
     bench.change(&run, RunEvent::Ended { attempt: first, cause: Cause::AgentLost { message: "gone".into() } }, NOW + 2).await;
-    let waiting = bench.change(&run, RunEvent::Finalized { policy }, NOW + 3).await;
+    let waiting = bench.change(&run, RunEvent::Finalized { attempt: first, policy }, NOW + 3).await;
     assert_eq!((waiting.state, waiting.attempt, waiting.not_before_us), (RunState::Queued, None, Some(NOW + 5_000_003)));
     assert_eq!(waiting.retries, Retries { infrastructure: 1, ..Retries::default() });
     assert!(bench.store.upsert_artifact(&log(first)).await.is_err(), "an attempt that was given up writes nothing");
@@ -175,7 +176,7 @@ pub(crate) async fn a_retry_keeps_the_run_and_sets_the_files_of_the_first_attemp
     assert!(live.expect("in execution").silent);
     let lost = Cause::NodeLost { message: "gone".into() };
     bench.change(&run, RunEvent::Ended { attempt: second, cause: lost }, NOW + 8_000_000).await;
-    let failed = bench.change(&run, RunEvent::Finalized { policy }, NOW + 9_000_000).await;
+    let failed = bench.change(&run, RunEvent::Finalized { attempt: second, policy }, NOW + 9_000_000).await;
     assert_eq!((failed.state, failed.silent, failed.not_before_us), (RunState::Failed, false, None));
     assert_eq!(bench.store.run(run.workspace, &run.id).await.expect("a read"), Some(failed));
     assert_eq!(bench.store.attempts(run.workspace, &run.id).await.expect("a list").len(), 2);
