@@ -3,8 +3,6 @@
 //!
 //! Nothing is committed here. Whatever goes wrong, dropping the [`Submission`] (or the future that reads it) leaves no staging file.
 
-use std::error::Error as _;
-
 use axum::{
     body::{Body, Bytes},
     extract::{FromRequest, Multipart, Request, multipart::Field},
