@@ -140,12 +140,18 @@ impl ArchivePlan {
     /// Finds the script that a definition names and gives its path in the archive; a leading `./` and Windows separators
     /// in `script` do not matter. [`ErrorKind::Invalid`] with what the archive has instead.
     pub fn find_script(&self, script: &str) -> Result<&str> {
-        let script = script.replace('\\', "/");
-        let wanted = script.split('/').filter(|part| !part.is_empty() && *part != ".").collect::<Vec<_>>().join("/");
-        if let Some(file) = self.files.iter().find(|file| file.path == wanted && !script.starts_with('/')) {
-            return Ok(&file.path);
+        let found = self.find_file(script).map_err(|error| Error::invalid(format!("script {}", error.message())))?;
+        Ok(&self.files[found].path)
+    }
+
+    /// Finds any file in the same way and gives its index in `files`.
+    pub fn find_file(&self, path: &str) -> Result<usize> {
+        let path = path.replace('\\', "/");
+        let wanted = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect::<Vec<_>>().join("/");
+        if let Some(found) = self.files.iter().position(|file| file.path == wanted && !path.starts_with('/')) {
+            return Ok(found);
         }
-        Err(Error::invalid(format!("script {} is not in the zip; {}", shown(script.as_bytes()), self.nearest(&wanted))))
+        Err(Error::invalid(format!("{} is not in the zip; {}", shown(path.as_bytes()), self.nearest(&wanted))))
     }
 
     /// What to tell a person who looked for `wanted` in vain.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{environment::EnvironmentSpec, ids::ComputeName, run::RetryWish};
+use crate::{container::ContainerSpec, environment::EnvironmentSpec, ids::ComputeName, run::RetryWish};
 
 /// Everything needed to execute a run, apart from its snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +22,9 @@ pub struct Definition {
     pub framework: Framework,
     /// The environment it runs in.
     pub environment: EnvironmentSpec,
+    /// The container it runs in, the environment inside; `None`: on the machine itself.
+    #[serde(default)]
+    pub container: Option<ContainerSpec>,
     /// Variables for the process: the environment's own, overridden by the run's.
     pub environment_variables: BTreeMap<String, String>,
     /// Running time (not waiting time) after which the run is stopped, in seconds; `None`: no limit.

@@ -5,6 +5,7 @@
 
 pub mod access;
 pub mod archive;
+pub mod container;
 pub mod definition;
 pub mod environment;
 pub mod error;

@@ -5,3 +5,4 @@
 pub mod azureml;
 pub mod json;
 pub mod native;
+pub mod yaml;

@@ -146,6 +146,9 @@ pub struct Attempt {
     /// What ended it, as `core::run::Cause`.
     #[serde(default)]
     pub cause: Option<Value>,
+    /// What its preparation is at now, as `core::environment::Progress`; `None` unless it prepares.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preparation: Option<Value>,
 }
 
 /// `GET {W}/runs/{runId}/events?after={seq}`: a list of these.
@@ -161,7 +164,7 @@ pub struct Event {
     pub data: Value,
 }
 
-/// `GET /api/v1/environments/{hash}`.
+/// `GET {W}/environments/{hash}`, and for Owners of the server `GET /api/v1/environments/{hash}`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Environment {
     /// Canonical hash.
@@ -172,6 +175,103 @@ pub struct Environment {
     pub lock: Value,
     /// RFC 3339.
     pub created: String,
+    /// How it lies in the cache of the server's machine; `None`: it does not.
+    #[serde(default)]
+    pub cached: Option<CachedEnvironment>,
+}
+
+/// A page of `GET {W}/environments?top=&continuationToken=` (those that runs of the workspace used), and for Owners of the server of
+/// `GET /api/v1/environments` (all that the server knows, and what else lies in its cache).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EnvironmentList {
+    /// The environments, newest first.
+    pub value: Vec<EnvironmentSummary>,
+    /// Continues the list; `None` on the last page.
+    #[serde(default)]
+    pub continuation_token: Option<String>,
+}
+
+/// One line of a list of environments.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EnvironmentSummary {
+    /// Canonical hash.
+    pub hash: String,
+    /// `user_managed`, `python`, `conda` or `locked`; `None`: no run has told this server of it.
+    #[serde(default)]
+    pub kind: Option<String>,
+    /// The full version of Python; `None`: not known.
+    #[serde(default)]
+    pub python: Option<String>,
+    /// How many packages pip requirements led to.
+    pub pip_packages: u64,
+    /// How many conda packages there are.
+    pub conda_packages: u64,
+    /// The image that it stands on.
+    #[serde(default)]
+    pub image: Option<String>,
+    /// RFC 3339: when a run first used it; `None`: no run has told this server of it.
+    #[serde(default)]
+    pub created: Option<String>,
+    /// How it lies in the cache of the server's machine; `None`: it does not.
+    #[serde(default)]
+    pub cached: Option<CachedEnvironment>,
+}
+
+/// How an environment lies in the cache.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CachedEnvironment {
+    /// What it takes on the disk.
+    pub bytes: u64,
+    /// RFC 3339: when a run last began or ended with it.
+    pub last_used: String,
+    /// Whether it is never removed.
+    pub pinned: bool,
+    /// Whether a run uses it now.
+    pub in_use: bool,
+}
+
+/// `PUT` and `DELETE /api/v1/environments/{hash}/pin` answer with this.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pin {
+    /// Canonical hash.
+    pub hash: String,
+    /// Whether it is never removed.
+    pub pinned: bool,
+}
+
+/// Body of `POST /api/v1/environments/prune`: what may stay. What a run uses and what is pinned always stays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PruneWish {
+    /// Only say what would be removed.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// Remove the longest unused ones until the rest takes no more than this; `None`: as configured.
+    #[serde(default)]
+    pub max_bytes: Option<u64>,
+    /// Remove those that were not used for so many seconds; `None`: age does not matter.
+    #[serde(default)]
+    pub unused_seconds: Option<u64>,
+    /// Remove the downloads that environments are made of, too.
+    #[serde(default)]
+    pub downloads: bool,
+}
+
+/// What `POST /api/v1/environments/prune` removed, or would.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pruned {
+    /// Whether nothing was removed really.
+    pub dry_run: bool,
+    /// Canonical hashes of what was removed.
+    pub removed: Vec<String>,
+    /// What that took on the disk.
+    pub freed_bytes: u64,
+    /// How many environments are left.
+    pub kept: u64,
+    /// What those take.
+    pub kept_bytes: u64,
+    /// What the downloads took that were removed.
+    pub downloads_bytes: u64,
 }
 
 /// `GET {W}/computes`: a list of these.
@@ -199,6 +299,11 @@ pub enum Report {
     Preparing {
         /// Host name of the node.
         node: String,
+    },
+    /// How far the preparation of the environment is. Only the last one counts, and it is not stored.
+    Progress {
+        /// `core::environment::Progress`.
+        progress: Value,
     },
     /// The environment is ready.
     EnvironmentReady {
@@ -307,6 +412,9 @@ pub struct AttemptOrder {
     pub snapshot_sha256: Option<String>,
     /// How environments are built, as `engine::environment::EnvironmentSettings`.
     pub environments: Value,
+    /// How containers are run, with logins at registries, as `engine::container::ContainerSettings`; null: as an older server left it out.
+    #[serde(default)]
+    pub containers: Value,
     /// Limits of the archive, as `core::archive::ArchiveLimits`.
     pub archive_limits: Value,
     /// Variables of azureml-wire F.1 and F.2 that the server knows: scope, ids, endpoints.

@@ -1,24 +1,41 @@
 //! Reading `CondaDependencies` (azureml-wire D.4): a conda environment file as JSON.
 //!
-//! Acted on are Python itself, pip, setuptools and wheel on the conda side, and one pip list. Everything else is refused
-//! with the place in the document and what to do about it.
+//! A specification that asks for nothing but Python, pip, setuptools and wheel on the conda side is a Python version with a pip
+//! list, for which no channel is needed; anything else is a list of conda packages. What is not acted on is refused with
+//! the place in the document and what to do about it.
+
+use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use super::{PythonEnvironment, VersionSpec, requirement::PipLine};
+use super::{
+    CondaEnvironment, EnvironmentSpec, MatchSpec, PythonEnvironment, VersionSpec,
+    matchspec::close_up,
+    requirement::{PipLine, hide_userinfo},
+};
 use crate::{Error, ErrorKind, Result};
 
+/// The packages that are installed without conda.
+const TOOLS: [&str; 4] = ["python", "pip", "setuptools", "wheel"];
+
 /// A conda specification, read.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CondaSpecification {
     /// The name it gives itself; it identifies nothing.
     pub name: Option<String>,
-    /// What is to be built.
-    pub environment: PythonEnvironment,
-    /// The channels it names, in order.
-    pub channels: Vec<String>,
+    /// What is to be built, with the channels that are named.
+    pub environment: EnvironmentSpec,
+    /// Variables that it sets for whatever runs in it.
+    pub variables: BTreeMap<String, String>,
     /// Sentences for the run's warnings: what was read and is not used.
     pub warnings: Vec<String>,
+}
+
+impl Default for CondaSpecification {
+    fn default() -> Self {
+        let environment = EnvironmentSpec::Python(PythonEnvironment::default());
+        Self { name: None, environment, variables: BTreeMap::new(), warnings: Vec::new() }
+    }
 }
 
 /// Reads a conda specification, e.g. `{"name": "n", "channels": [], "dependencies": ["python=3.6.2", {"pip": ["six"]}]}`.
@@ -33,65 +50,116 @@ pub fn parse_conda(document: &Value, path: &str) -> Result<CondaSpecification> {
         other => return Err(wrong_type(path, other, "an object with `dependencies`")),
     };
     let mut specification = CondaSpecification::default();
+    let mut channels = Vec::new();
+    let mut dependencies = Dependencies::default();
     for (key, value) in fields {
         let place = format!("{path}.{key}");
         match key.to_ascii_lowercase().as_str() {
             _ if value.is_null() => {}
             "name" => specification.name = Some(text(value, &place)?.to_owned()),
-            "channels" => specification.channels = channels(value, &place)?,
-            "dependencies" => specification.environment = dependencies(value, &place)?,
+            "channels" => channels = read_channels(value, &place)?,
+            "dependencies" => dependencies = read_dependencies(value, &place)?,
             "prefix" => specification.warnings.push(format!("{place} is not used: this server decides where environments are kept")),
-            "variables" if value.as_object().is_some_and(Map::is_empty) => {}
-            "variables" => {
-                return Err(unsupported(&place, "variables are not set from here; put them into Environment.EnvironmentVariables"));
+            "variables" => specification.variables = read_variables(value, &place)?,
+            _ => {
+                let known = "known are name, channels, dependencies, variables and prefix";
+                return Err(invalid(&place, &format!("not a part of a conda specification: {known}")));
             }
-            _ => return Err(invalid(&place, "not a part of a conda specification: known are name, channels, dependencies and prefix")),
         }
     }
+    specification.environment = dependencies.into_spec(channels)?;
     Ok(specification)
 }
 
-fn channels(value: &Value, place: &str) -> Result<Vec<String>> {
+fn read_channels(value: &Value, place: &str) -> Result<Vec<String>> {
     let mut channels = Vec::new();
     for (index, channel) in list(value, place, "a list of channel names")?.iter().enumerate() {
         let place = format!("{place}[{index}]");
-        let channel = text(channel, &place)?;
-        let has_userinfo = super::requirement::hide_userinfo(channel) != channel;
-        if has_userinfo || channel.contains("/t/") {
-            return Err(unsupported(&place, "the channel carries credentials, which would be stored with the run; leave them out"));
+        let channel = text(channel, &place)?.trim();
+        refuse_credentials(channel, &place)?;
+        if channel.is_empty() {
+            return Err(invalid(&place, "the name of a channel is empty"));
         }
         channels.push(channel.to_owned());
     }
     Ok(channels)
 }
 
-fn dependencies(value: &Value, place: &str) -> Result<PythonEnvironment> {
-    let mut environment = PythonEnvironment::default();
+fn refuse_credentials(text: &str, place: &str) -> Result<()> {
+    if hide_userinfo(text) != text || text.contains("/t/") {
+        let why = "the channel carries credentials, which would be stored with the run; leave them out, and set conda_credentials under [environments]";
+        return Err(unsupported(place, why));
+    }
+    Ok(())
+}
+
+fn read_variables(value: &Value, place: &str) -> Result<BTreeMap<String, String>> {
+    let Value::Object(fields) = value else { return Err(wrong_type(place, value, "an object such as {\"NAME\": \"value\"}")) };
+    let mut variables = BTreeMap::new();
+    for (name, value) in fields {
+        let place = format!("{place}.{}", name.escape_debug());
+        let value = text(value, &place)?;
+        if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+            return Err(invalid(&place, "not a variable: a name is not empty and holds neither `=` nor NUL, and a value holds no NUL"));
+        }
+        variables.insert(name.clone(), value.to_owned());
+    }
+    Ok(variables)
+}
+
+/// `dependencies`, read but not yet judged.
+#[derive(Default)]
+struct Dependencies {
+    /// Entries of the conda side with their places.
+    packages: Vec<(String, String, MatchSpec)>,
+    pip: Vec<String>,
+}
+
+fn read_dependencies(value: &Value, place: &str) -> Result<Dependencies> {
+    let mut dependencies = Dependencies::default();
     let mut pip_list_at: Option<String> = None;
-    let mut seen: Vec<String> = Vec::new();
     for (index, entry) in list(value, place, "a list such as [\"python=3.11\", {\"pip\": [\"numpy\"]}]")?.iter().enumerate() {
         let place = format!("{place}[{index}]");
         match entry {
             Value::String(entry) => {
-                let package = conda_package(entry, &place)?;
-                if seen.contains(&package.name) {
-                    return Err(invalid(&place, &format!("`{}` is named twice; join the constraints with a comma", package.name)));
-                }
-                package.put_into(&mut environment, &place)?;
-                seen.push(package.name);
+                refuse_credentials(entry, &place)?;
+                let spec = MatchSpec::parse(entry)
+                    .map_err(|error| Error::new(error.kind(), format!("{place}: {}", error.message())).with_target(&place))?;
+                dependencies.packages.push((place, entry.clone(), spec));
             }
             Value::Object(part) => {
                 let entries = pip_part(part, &place)?;
                 if let Some(first) = &pip_list_at {
                     return Err(invalid(&place, &format!("a second pip list (the first is {first}); make them one")));
                 }
-                environment.pip = pip_entries(entries, &format!("{place}.pip"))?;
+                dependencies.pip = pip_entries(entries, &format!("{place}.pip"))?;
                 pip_list_at = Some(place);
             }
             other => return Err(wrong_type(&place, other, "a string such as \"python=3.11\"")),
         }
     }
-    Ok(environment)
+    Ok(dependencies)
+}
+
+impl Dependencies {
+    fn into_spec(self, channels: Vec<String>) -> Result<EnvironmentSpec> {
+        let by_pip = self.packages.iter().all(|(_, _, spec)| spec.is_plain() && TOOLS.contains(&spec.name.as_str()));
+        if !by_pip {
+            let packages = self.packages.into_iter().map(|(_, entry, _)| entry).collect();
+            return Ok(EnvironmentSpec::Conda(CondaEnvironment { packages, channels, pip: self.pip }));
+        }
+        let mut environment = PythonEnvironment { pip: self.pip, channels, ..PythonEnvironment::default() };
+        let mut seen: Vec<String> = Vec::new();
+        for (place, entry, _) in &self.packages {
+            let package = conda_package(entry, place)?;
+            if seen.contains(&package.name) {
+                return Err(invalid(place, &format!("`{}` is named twice; join the constraints with a comma", package.name)));
+            }
+            package.put_into(&mut environment, place)?;
+            seen.push(package.name);
+        }
+        Ok(EnvironmentSpec::Python(environment))
+    }
 }
 
 /// The list in `{"pip": [...]}`.
@@ -173,44 +241,19 @@ fn pip_clauses(version: &str) -> Option<String> {
     Some(clauses.collect::<Vec<_>>().join(","))
 }
 
-/// Splits `python=3.9`, `python 3.9.*`, `pip >= 20, <21` and the like.
+/// Splits `python=3.9`, `python 3.9.*`, `pip >= 20, <21` and the like, which were found to be plain before.
 fn conda_package(entry: &str, place: &str) -> Result<CondaPackage> {
-    let compact = close_up(entry.trim());
-    if compact.contains("::") {
-        return Err(unsupported(
-            place,
-            &format!("`{entry}` names a channel for one package; list it under channels and write the package alone"),
-        ));
-    }
-    if compact.contains('[') {
-        return Err(unsupported(place, &format!("the bracket notation of `{entry}` is not read; write name=version")));
-    }
+    let compact = close_up(entry.split(" #").next().unwrap_or_default().trim());
+    let compact = compact.strip_suffix(']').map_or(compact.as_str(), |text| text);
+    let (compact, bracket) = compact.split_once('[').map_or((compact, None), |(name, condition)| (name.trim_end(), Some(condition)));
     let end = compact.find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))).unwrap_or(compact.len());
     let (name, rest) = compact.split_at(end);
     let name = name.to_ascii_lowercase();
-    if name.is_empty() {
-        return Err(invalid(place, &format!("`{entry}` does not begin with the name of a package")));
-    }
-    if !matches!(name.as_str(), "python" | "pip" | "setuptools" | "wheel") {
-        return Err(unsupported(
-            place,
-            &format!(
-                "conda package `{name}` is not acted on by this server yet: only python, pip, setuptools and wheel may stand outside the `pip` list; move it into `pip`"
-            ),
-        ));
-    }
-    let after_space = rest.starts_with(char::is_whitespace);
-    let version = rest.trim();
+    let quoted = bracket.and_then(|condition| condition.split_once('=')).map(|(_, value)| value.trim_matches(['"', '\'']));
+    let after_space = rest.starts_with(char::is_whitespace) || quoted.is_some();
+    let version = quoted.unwrap_or(rest).trim();
     if version.is_empty() {
         return Ok(CondaPackage { name, version: None });
-    }
-    let has_build = version.contains(char::is_whitespace)
-        || version.split([',', '|']).any(|clause| clause.trim_start_matches(['=', '<', '>', '!', '~']).contains('='));
-    if has_build {
-        return Err(unsupported(
-            place,
-            &format!("`{entry}` asks for one conda build, which this server does not act on; leave the build out"),
-        ));
     }
     let version = match version.strip_prefix('=') {
         Some(fuzzy) if !fuzzy.starts_with('=') => fuzzy.to_owned(),
@@ -222,19 +265,6 @@ fn conda_package(entry: &str, place: &str) -> Result<CondaPackage> {
         return Err(invalid(place, &format!("`{entry}` has no version after `=`")));
     }
     Ok(CondaPackage { name, version: Some(version) })
-}
-
-/// Takes the spaces around operators and separators away, and keeps one where words meet.
-fn close_up(entry: &str) -> String {
-    let joins = |c: char| matches!(c, '=' | '<' | '>' | '!' | '~' | ',' | '|');
-    let mut result = String::with_capacity(entry.len());
-    for word in entry.split_whitespace() {
-        if !result.is_empty() && !result.ends_with(joins) && !word.starts_with(joins) {
-            result.push(' ');
-        }
-        result.push_str(word);
-    }
-    result
 }
 
 fn list<'a>(value: &'a Value, place: &str, expected: &str) -> Result<&'a [Value]> {
@@ -277,7 +307,17 @@ mod tests {
     const PATH: &str = "Environment.Python.CondaDependencies";
 
     fn read(dependencies: Value) -> Result<PythonEnvironment> {
-        parse_conda(&json!({ "name": "n", "dependencies": dependencies }), PATH).map(|specification| specification.environment)
+        match parse_conda(&json!({ "name": "n", "dependencies": dependencies }), PATH)?.environment {
+            EnvironmentSpec::Python(environment) => Ok(environment),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn python(specification: &CondaSpecification) -> &PythonEnvironment {
+        match &specification.environment {
+            EnvironmentSpec::Python(environment) => environment,
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
@@ -285,13 +325,13 @@ mod tests {
         let seed = json!({ "name": "project_environment", "dependencies": ["python=3.6.2", { "pip": ["azureml-defaults"] }] });
         let seed = parse_conda(&seed, PATH).unwrap();
         assert_eq!(seed.name.as_deref(), Some("project_environment"));
-        assert_eq!(seed.environment.python.as_deref(), Some("3.6.2"));
-        assert_eq!(seed.environment.pip, ["azureml-defaults"]);
-        assert!(seed.channels.is_empty() && seed.warnings.is_empty());
+        assert_eq!(python(&seed).python.as_deref(), Some("3.6.2"));
+        assert_eq!(python(&seed).pip, ["azureml-defaults"]);
+        assert!(python(&seed).channels.is_empty() && seed.warnings.is_empty());
 
         let sdk = json!({ "channels": ["anaconda", "conda-forge"], "dependencies": ["python=3.8.13", { "pip": ["azureml-defaults"] }], "name": "e", "prefix": "/x" });
         let sdk = parse_conda(&sdk, PATH).unwrap();
-        assert_eq!(sdk.channels, ["anaconda", "conda-forge"]);
+        assert_eq!(python(&sdk).channels, ["anaconda", "conda-forge"]);
         assert_eq!(sdk.warnings.len(), 1);
         assert_eq!(parse_conda(&Value::Null, PATH).unwrap(), CondaSpecification::default());
     }
@@ -310,6 +350,9 @@ mod tests {
             ("python >= 3.8 , < 3.10", Some(">=3.8,<3.10")),
             ("python !=3.9.1", Some("!=3.9.1")),
             ("python=3.8|3.9", Some("3.8|3.9")),
+            ("python[version='3.9']", Some("==3.9")),
+            ("python [version=\">=3.8,<3.10\"]", Some(">=3.8,<3.10")),
+            ("python=3.9 # ours", Some("3.9")),
         ] {
             assert_eq!(read(json!([entry])).unwrap().python.as_deref(), expected, "{entry}");
         }
@@ -323,15 +366,30 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_package_is_refused_with_its_name_and_place() {
-        let error = read(json!(["python=3.9", { "pip": [] }, "NumPy=1.2"])).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Unsupported);
-        assert_eq!(error.target(), Some("Environment.Python.CondaDependencies.dependencies[2]"));
-        assert_eq!(
-            error.message(),
-            "Environment.Python.CondaDependencies.dependencies[2]: conda package `numpy` is not acted on by this server yet: \
-             only python, pip, setuptools and wheel may stand outside the `pip` list; move it into `pip`"
-        );
+    fn anything_beyond_python_and_its_tools_is_a_conda_environment() {
+        for entry in
+            ["NumPy=1.2", "python=3.9=h123_0", "python 3.9 h123_0", "conda-forge::python=3.9", "python[build='h1*']", "pip[subdir=noarch]"]
+        {
+            let document = json!({ "channels": ["conda-forge"], "dependencies": ["python=3.9", { "pip": ["six"] }, entry] });
+            let expected = CondaEnvironment {
+                packages: vec!["python=3.9".into(), entry.into()],
+                channels: vec!["conda-forge".into()],
+                pip: vec!["six".into()],
+            };
+            assert_eq!(parse_conda(&document, PATH).unwrap().environment, EnvironmentSpec::Conda(expected), "{entry}");
+        }
+    }
+
+    #[test]
+    fn variables_are_taken_over_as_text() {
+        let found = parse_conda(&json!({ "variables": { "A": "1", "B": "" } }), PATH).unwrap();
+        assert_eq!(found.variables, BTreeMap::from([("A".into(), "1".into()), ("B".into(), String::new())]));
+        for (variables, part) in
+            [(json!({ "A": 1 }), "quote it"), (json!({ "A=B": "1" }), "not a variable"), (json!(["A"]), "found a list")]
+        {
+            let error = parse_conda(&json!({ "variables": variables }), PATH).unwrap_err();
+            assert!(error.message().contains(part), "{error}");
+        }
     }
 
     #[test]
@@ -350,11 +408,9 @@ mod tests {
             (json!([{ "pip": ["six", 1.2] }]), Invalid, "dependencies[0].pip[1]", "quote it"),
             (json!([{ "pip": ["-r x.txt"] }]), Unsupported, "dependencies[0].pip[0]", "apart from the snapshot"),
             (json!([{ "pip": ["--index-url https://u:p@example.org"] }]), Unsupported, "dependencies[0].pip[0]", "credentials"),
-            (json!(["python=3.9=h123_0"]), Unsupported, "dependencies[0]", "one conda build"),
-            (json!(["python 3.9 h123_0"]), Unsupported, "dependencies[0]", "one conda build"),
-            (json!(["python==3.9==h123_0"]), Unsupported, "dependencies[0]", "one conda build"),
-            (json!(["conda-forge::python=3.9"]), Unsupported, "dependencies[0]", "names a channel"),
-            (json!(["python[version='3.9']"]), Unsupported, "dependencies[0]", "bracket"),
+            (json!(["https://u:p@c.example/x::six"]), Unsupported, "dependencies[0]", "credentials"),
+            (json!(["numpy=1.2", "six[when='x']"]), Unsupported, "dependencies[1]", "`when` is not acted on"),
+            (json!(["numpy 1 2 3"]), Invalid, "dependencies[0]", "too many words"),
             (json!(["python=3.9", "python<4"]), Invalid, "dependencies[1]", "named twice"),
             (json!(["python=abc"]), Invalid, "dependencies[0]", "not a final release"),
             (json!(["python="]), Invalid, "dependencies[0]", "no version"),
@@ -378,7 +434,6 @@ mod tests {
             (json!({ "channels": "defaults" }), "expected a list"),
             (json!({ "channels": ["https://u:s3cret@example.org/c"] }), "credentials"),
             (json!({ "channels": ["https://example.org/t/s3cret/c"] }), "credentials"),
-            (json!({ "variables": { "A": "1" } }), "EnvironmentVariables"),
         ] {
             let error = parse_conda(&document, PATH).unwrap_err();
             assert!(error.message().contains(part), "{document}: {error}");

@@ -5,7 +5,9 @@
 
 use sha2::{Digest, Sha256};
 
-use super::{EnvironmentSpec, PipList, PythonEnvironment, VersionSpec, requirement::hide_userinfo};
+use super::{
+    CondaEnvironment, EnvironmentLock, EnvironmentSpec, MatchSpec, PipList, PythonEnvironment, VersionSpec, requirement::hide_userinfo,
+};
 use crate::{Result, ids::EnvironmentHash};
 
 /// What decides the outcome of a build besides the specification.
@@ -37,6 +39,8 @@ impl EnvironmentSpec {
         match self {
             Self::UserManaged { interpreter_path } => hash_of(&[("user-managed", interpreter_path)]),
             Self::Python(environment) => environment.canonical_hash(context),
+            Self::Conda(environment) => environment.canonical_hash(context),
+            Self::Locked(lock) => lock.canonical_hash(context),
         }
     }
 }
@@ -71,6 +75,46 @@ impl PythonEnvironment {
     }
 }
 
+impl CondaEnvironment {
+    /// The conda packages in canonical form, as the solver gets them.
+    pub fn match_specs(&self) -> Result<Vec<MatchSpec>> {
+        self.packages.iter().map(|package| MatchSpec::parse(package)).collect()
+    }
+
+    /// The pip list in canonical form.
+    pub fn pip_list(&self) -> Result<PipList> {
+        PipList::parse(self.pip.iter())
+    }
+
+    /// The identity of this environment. [`crate::ErrorKind::Invalid`] if the specification can not be read. The channels that
+    /// count are those of the context's `indexes` where the specification names none.
+    pub fn canonical_hash(&self, context: &HashContext<'_>) -> Result<EnvironmentHash> {
+        let list = self.pip_list()?;
+        let options: Vec<String> = list.options.iter().map(ToString::to_string).collect();
+        let indexes: Vec<String> = context.indexes.iter().map(|index| without_userinfo(index)).collect();
+        let channels: Vec<String> = self.channels.iter().map(|channel| without_userinfo(channel.trim().trim_end_matches('/'))).collect();
+        let mut packages: Vec<String> = self.match_specs()?.iter().map(ToString::to_string).collect();
+        packages.sort_unstable();
+        packages.dedup();
+        let mut parts = vec![("builder", context.builder), ("platform", context.platform), ("interpreter", context.interpreter)];
+        // It only keeps away what is never added here.
+        parts.extend(channels.iter().filter(|channel| *channel != "nodefaults").map(|channel| ("channel", channel.as_str())));
+        parts.extend(packages.iter().map(|package| ("conda", package.as_str())));
+        parts.extend(indexes.iter().map(|index| ("index", index.as_str())));
+        parts.extend(options.iter().map(|option| ("option", option.as_str())));
+        parts.extend(list.requirements.iter().map(|requirement| ("requirement", requirement.as_str())));
+        hash_of(&parts)
+    }
+}
+
+impl EnvironmentLock {
+    /// The identity of the environment that this lock describes.
+    pub fn canonical_hash(&self, context: &HashContext<'_>) -> Result<EnvironmentHash> {
+        let text = serde_json::to_string(self).map_err(crate::Error::internal)?;
+        hash_of(&[("builder", context.builder), ("platform", context.platform), ("lock", &text)])
+    }
+}
+
 fn without_userinfo(url: &str) -> String {
     hide_userinfo(url).replacen("***@", "", 1)
 }
@@ -84,7 +128,12 @@ mod tests {
     const CONTEXT: HashContext<'static> = HashContext { interpreter: "3.11.7", platform: "linux-x86_64", indexes: &[], builder: "1" };
 
     fn environment(python: Option<&str>, pip: &[&str]) -> PythonEnvironment {
-        PythonEnvironment { python: python.map(Into::into), pip: pip.iter().map(|&line| line.into()).collect(), tools: Vec::new() }
+        PythonEnvironment {
+            python: python.map(Into::into),
+            pip: pip.iter().map(|&line| line.into()).collect(),
+            tools: Vec::new(),
+            channels: Vec::new(),
+        }
     }
 
     fn hash(python: Option<&str>, pip: &[&str]) -> EnvironmentHash {
@@ -130,6 +179,36 @@ mod tests {
     fn tools_pinned_on_the_conda_side_are_requirements_like_others() {
         let tools = PythonEnvironment { tools: vec!["pip==23.*".into()], ..environment(None, &["six"]) };
         assert_eq!(tools.canonical_hash(&CONTEXT).unwrap(), hash(None, &["pip==23.*", "six"]));
+    }
+
+    fn conda(packages: &[&str], channels: &[&str]) -> EnvironmentHash {
+        let owned = |list: &[&str]| list.iter().map(|&entry| entry.to_owned()).collect();
+        CondaEnvironment { packages: owned(packages), channels: owned(channels), pip: vec!["six".into()] }.canonical_hash(&CONTEXT).unwrap()
+    }
+
+    #[test]
+    fn order_and_notation_of_conda_packages_do_not_change_the_hash() {
+        let base = conda(&["numpy=1.26", "python >=3.9,<3.12"], &["conda-forge"]);
+        for same in [
+            conda(&["python <3.12, >=3.9", "NumPy 1.26.*"], &["conda-forge"]),
+            conda(&["numpy==1.26.* # pinned", "python[version='>=3.9,<3.12']", "numpy = 1.26"], &["conda-forge/", "nodefaults"]),
+        ] {
+            assert_eq!(same, base);
+        }
+    }
+
+    #[test]
+    fn what_matters_of_conda_packages_changes_the_hash() {
+        let all = [
+            conda(&["numpy=1.26"], &["a", "b"]),
+            conda(&["numpy==1.26"], &["a", "b"]),
+            conda(&["numpy=1.26=py_0"], &["a", "b"]),
+            conda(&["a::numpy=1.26"], &["a", "b"]),
+            conda(&["numpy=1.26"], &["b", "a"]),
+            conda(&["numpy=1.26"], &[]),
+            conda(&["numpy=1.26", "six"], &["a", "b"]),
+        ];
+        assert_eq!(all.iter().collect::<std::collections::BTreeSet<_>>().len(), all.len());
     }
 
     #[test]
@@ -201,8 +280,8 @@ mod tests {
             let middle = seed.index(two.len());
             two.rotate_left(middle);
             two.push("# a comment".into());
-            let first = PythonEnvironment { python: Some("3.9.*".into()), pip: one, tools: Vec::new() };
-            let second = PythonEnvironment { python: Some(" =3.9".into()), pip: two, tools: Vec::new() };
+            let first = PythonEnvironment { python: Some("3.9.*".into()), pip: one, tools: Vec::new(), channels: Vec::new() };
+            let second = PythonEnvironment { python: Some(" =3.9".into()), pip: two, tools: Vec::new(), channels: Vec::new() };
             prop_assert_eq!(first.canonical_hash(&CONTEXT).unwrap(), second.canonical_hash(&CONTEXT).unwrap());
         }
 
@@ -215,7 +294,7 @@ mod tests {
             let plain = Notation { upper: false, separator: "-", space: "", reversed: false, comment: "" };
             let hash = |list: &[Requirement]| {
                 let pip = list.iter().map(|requirement| write(requirement, &plain)).collect();
-                PythonEnvironment { python: None, pip, tools: Vec::new() }.canonical_hash(&CONTEXT).unwrap()
+                PythonEnvironment { python: None, pip, tools: Vec::new(), channels: Vec::new() }.canonical_hash(&CONTEXT).unwrap()
             };
             let before = hash(&list);
             list[at].clauses.push("==77.7".into());

@@ -1,5 +1,6 @@
-//! The environment of a run configuration (azureml-wire D.4).
+//! The environment of a run configuration (azureml-wire D.4), and the same as the environment service keeps it under a name (E.2).
 
+use serde::Serialize;
 use serde_json::Value;
 
 use super::runs::TextMap;
@@ -29,7 +30,124 @@ object! {
         "r" r: Option<RSection> = None,
         /// Databricks libraries.
         "databricks" databricks: DatabricksSection = DatabricksSection::default(),
+        /// Exactly these packages; a word of this server, which the service does not know.
+        "lock" lock: Option<Value> = None,
+        /// A run whose lock is taken; a word of this server, too.
+        "sameAsRun" same_as_run: Option<String> = None,
     }
+}
+
+impl EnvironmentDefinition {
+    /// Whether only a name or an id stands here: the environment itself is to be looked up.
+    pub fn is_reference(&self) -> bool {
+        let named = |text: &Option<String>| text.as_deref().is_some_and(|text| !text.trim().is_empty());
+        self.python.is_none() && self.docker.is_none() && self.lock.is_none() && (named(&self.name) || named(&self.asset_id))
+    }
+
+    /// Written out, without the words of this server that were not used and without the password of a registry.
+    pub fn document(&self) -> Value {
+        let mut shown = self.clone();
+        if let Some(docker) = &mut shown.docker {
+            drop(docker.base_image_registry.take_password());
+        }
+        let mut document = serde_json::to_value(shown).unwrap_or_default();
+        if let Some(document) = document.as_object_mut() {
+            for name in ["lock", "sameAsRun"] {
+                if document.get(name).is_some_and(Value::is_null) {
+                    document.remove(name);
+                }
+            }
+        }
+        document
+    }
+}
+
+object! {
+    /// Body of `PUT …/metadata`.
+    pub struct EnvironmentMetadata {
+        /// The labels that the version has from now on.
+        "labels" labels: Vec<String> = Vec::new(),
+    }
+}
+
+/// Answer of `GET …/image`: what would be pulled and used. This server pushes no images, so none "exists in the registry".
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageDetails {
+    /// Whether a built image was pushed to a registry.
+    pub image_exists_in_registry: bool,
+    /// The image.
+    pub docker_image: DockerImage,
+    /// Python in it.
+    pub python_environment: PythonInImage,
+    /// What it would be made of.
+    pub ingredients: ImageIngredients,
+    /// Always null: images are not assets here.
+    pub vulnerability_findings: Option<Value>,
+}
+
+/// An image in a registry.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DockerImage {
+    /// Its name; `None`: runs do not go into a container.
+    pub name: Option<String>,
+    /// Where it is.
+    pub registry: ImageRegistry,
+}
+
+/// A registry, without its password.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageRegistry {
+    /// Host; `None`: the image's name begins with it.
+    pub address: Option<String>,
+    /// User.
+    pub username: Option<String>,
+    /// Never shown.
+    pub password: Option<String>,
+}
+
+/// Where Python is.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PythonInImage {
+    /// The interpreter that runs the script.
+    pub interpreter_path: String,
+    /// The prefix; `None`: chosen on the node.
+    pub conda_environment_path: Option<String>,
+}
+
+/// What an image would be made of.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ImageIngredients {
+    /// The Dockerfile, if the environment has one.
+    pub dockerfile: Option<String>,
+    /// The conda file as JSON.
+    pub conda_specification: Option<Value>,
+}
+
+/// Answer of `POST …/image`: where to look how the build is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BuildStarted {
+    /// An absolute URL, for [`BuildStatus`].
+    pub location: String,
+}
+
+/// How a build is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BuildStatus {
+    /// `Queued`, `Running`, `Succeeded`, `Failed` or `Canceled`: the SDK waits while it is one of the first two.
+    pub status: &'static str,
+    /// A URL of the log that needs no token; `None` while there is none.
+    pub log_url: Option<String>,
+    /// What went wrong.
+    pub error: Option<Value>,
+    /// The run that builds.
+    pub run_id: String,
 }
 
 object! {

@@ -73,6 +73,9 @@ pub struct RunDetailsDto {
     pub duration: Option<Elapsed>,
     /// Which attempt: 1, 2, …
     pub current_attempt_id: Option<i64>,
+    /// What the preparation of a run that is `Preparing` is at now; a property of this server, absent otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preparation: Option<Value>,
 }
 
 impl RunDetailsDto {
@@ -108,6 +111,7 @@ impl RunDetailsDto {
             created_by: run.created_by,
             duration: run.duration,
             current_attempt_id: None,
+            preparation: run.rest.get("preparation").filter(|preparation| preparation.is_object()).cloned(),
         }
     }
 }
