@@ -171,6 +171,7 @@ async fn place(store: &Store) -> Result<Arc<RunRecord>, Failure> {
         max_run_duration_seconds: Some(3600),
         priority: 0,
         history: History::default(),
+        container: None,
         retries: RetryWish::default(),
     };
     let id = RunId::new("template")?;

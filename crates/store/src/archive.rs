@@ -10,6 +10,7 @@
 
 mod ends;
 mod inflate;
+mod one;
 mod unpack;
 
 use std::{
@@ -26,7 +27,10 @@ use trainyard_core::{
 use zip::{CompressionMethod, ZipArchive, result::ZipError};
 
 use self::inflate::{Broken, Inflater};
-pub use self::unpack::unpack;
+pub use self::{
+    one::{Wanted, read_staged},
+    unpack::unpack,
+};
 use crate::blobs::{StagedBlob, StagedContent, storage_error};
 
 /// What the zip crate may read to find and parse the central directory. The most that 65,534 entries with usual names need is

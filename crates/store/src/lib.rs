@@ -22,6 +22,7 @@ pub mod live_files;
 pub mod page;
 pub mod progress;
 pub mod queue;
+pub mod registered_environments;
 mod run_filter;
 mod run_list;
 mod run_patch;

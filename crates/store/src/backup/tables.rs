@@ -168,6 +168,24 @@ pub(crate) const TABLES: &[Table] = &[
     ),
     table("environments", &["hash"], &[text("hash"), text("spec"), text("lock"), int("created_us")]),
     Table { since: 2, ..table("server_settings", &["name"], &[text("name"), text("value")]) },
+    Table {
+        since: 3,
+        ..table(
+            "registered_environments",
+            &["workspace", "name", "version"],
+            &[
+                text("workspace"),
+                text("name"),
+                text("version"),
+                int("seq"),
+                text("document"),
+                text("sealed_password"),
+                text("labels"),
+                int("created_us"),
+                text("created_by"),
+            ],
+        )
+    },
 ];
 
 /// The tables that a schema of `version` has.
@@ -302,7 +320,7 @@ mod tests {
 
     #[test]
     fn a_schema_has_only_what_its_version_knows() {
-        assert!(table_of(1, "server_settings").is_none());
+        assert!(table_of(1, "server_settings").is_none() && table_of(2, "registered_environments").is_none());
         let names = |version| table_of(version, "attempts").unwrap().columns(version).count();
         assert_eq!((names(1), names(2)), (10, 11));
     }

@@ -95,7 +95,7 @@ pub const CHEAP: [&str; 6] = [
 ];
 
 /// Rules over everything there ever was.
-const THOROUGH_RULES: [Rule; 8] = [
+const THOROUGH_RULES: [Rule; 9] = [
     Rule {
         invariant: "attempt_without_run",
         sentence: "the attempt is of a run that does not exist",
@@ -130,6 +130,13 @@ const THOROUGH_RULES: [Rule; 8] = [
         sentence: "the run's snapshot has no row",
         select: "select r.workspace, r.id from runs r where r.snapshot is not null and not exists \
                  (select 1 from snapshots s where s.workspace = r.workspace and s.id = r.snapshot)",
+        repair: None,
+    },
+    Rule {
+        invariant: "environment_unknown",
+        sentence: "the run's environment has no row",
+        select: "select r.workspace, r.id from runs r where r.environment is not null and not exists \
+                 (select 1 from environments e where e.hash = r.environment)",
         repair: None,
     },
     Rule {

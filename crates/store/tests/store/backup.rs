@@ -438,7 +438,7 @@ async fn a_backup_that_is_cut_or_damaged_anywhere_is_refused() {
 async fn a_backup_of_a_newer_program_is_refused_by_name() {
     let (bench, file) = small_backup().await;
     let mut bytes = fs::read(&file).expect("the file");
-    let at = bytes.windows(11).position(|text| text == b"\"schema\": 2").expect("the manifest says it");
+    let at = bytes.windows(11).position(|text| text == b"\"schema\": 3").expect("the manifest says it");
     bytes[at + 10] = b'9';
     fs::write(&file, bytes).expect("written");
     let error = backup::verify(&file, Arc::new(Silent)).await.expect_err("it is newer");

@@ -111,6 +111,7 @@ fn definition() -> Definition {
         max_run_duration_seconds: None,
         priority: 0,
         history: History::default(),
+        container: None,
         retries: RetryWish::default(),
     }
 }
@@ -135,6 +136,7 @@ pub(crate) async fn broken_rows_are_found_and_what_can_be_is_repaired(bench: &Be
         // Of a run that is over.
         "update attempts set state = 'Ended' where run = 'done'".to_owned(),
         "update runs set cause = null where id = 'done'".to_owned(),
+        format!("update runs set environment = '{}' where id = 'done'", "ab".repeat(16)),
         "update events set seq = 77 where run = 'done' and seq = 1".to_owned(),
         // Of the one in execution: a second attempt that is not closed.
         format!(
@@ -156,6 +158,7 @@ pub(crate) async fn broken_rows_are_found_and_what_can_be_is_repaired(bench: &Be
     let expected = [
         "attempt_without_run",
         "definition_missing",
+        "environment_unknown",
         "event_gap",
         "experiment_counter",
         "experiment_latest_run",

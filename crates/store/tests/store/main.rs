@@ -15,6 +15,7 @@ mod fixtures;
 mod lists;
 mod patches;
 mod queue;
+mod registered_environments;
 mod runs;
 mod transitions;
 mod upgrade;
@@ -104,6 +105,13 @@ store_suite! {
         heads_are_in_queue_order_and_as_long_as_the_free_slots,
         busy_slots_and_runs_in_execution_follow_the_state,
         runs_ahead_counts_up_to_the_limit;
+    registered_environments:
+        equal_content_is_the_same_version_and_other_content_the_next,
+        a_version_by_its_name_is_never_changed,
+        a_label_stands_at_one_version,
+        a_list_gives_the_latest_of_each_name_page_by_page,
+        names_of_two_workspaces_do_not_meet,
+        only_environments_that_a_run_of_the_workspace_used_are_listed;
     artifacts:
         an_artifact_is_replaced_but_keeps_its_creation,
         artifacts_are_listed_by_prefix_in_the_order_of_bytes,

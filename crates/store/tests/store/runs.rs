@@ -25,6 +25,7 @@ fn definition() -> Definition {
         max_run_duration_seconds: Some(60),
         priority: 3,
         history: History::default(),
+        container: None,
         retries: RetryWish::default(),
     }
 }

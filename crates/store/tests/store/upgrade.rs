@@ -11,7 +11,7 @@ use trainyard_core::{
     ids::{AttemptId, RunId, WorkspaceId},
     run::{Cause, Desired, RunState},
 };
-use trainyard_store::{Store, StoreOptions, attempts::AttemptState, backup, progress::Silent};
+use trainyard_store::{PageRequest, Store, StoreOptions, attempts::AttemptState, backup, progress::Silent};
 use uuid::Uuid;
 
 use crate::database::{Bench, Vacancy};
@@ -146,6 +146,10 @@ async fn everything_reads_right(store: &Store) {
     assert_eq!(store.list_apps().await.expect("a read").len(), 1);
     assert!(store.snapshot(workspace, uuid(7)).await.expect("a read").is_some());
     assert_eq!(store.events(workspace, &runs[1].id, 0, 9).await.expect("a read").len(), 1);
+    let names = store.list_registered_environments(workspace, &PageRequest::default()).await.expect("a list");
+    assert!(names.items.is_empty(), "older servers kept none");
+    assert_eq!(store.list_environments(&PageRequest::default()).await.expect("a list").items.len(), 1);
+    assert!(store.list_environments_used_in(workspace, &PageRequest::default()).await.expect("a list").items.is_empty());
 }
 
 pub(crate) async fn a_database_of_the_first_schema_is_brought_forward(bench: &Bench) {
