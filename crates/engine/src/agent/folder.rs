@@ -299,6 +299,11 @@ impl AttemptFolder {
         self.root.join("tmp")
     }
 
+    /// What the run installs for itself, over its environment.
+    pub(super) fn layer(&self) -> PathBuf {
+        self.root.join("venv")
+    }
+
     fn read_document<T: DeserializeOwned>(&self, name: &str) -> io::Result<Option<T>> {
         match fs::read(self.root.join(name)) {
             Ok(bytes) => serde_json::from_slice(&bytes)
@@ -473,6 +478,7 @@ mod tests {
             definition: serde_json::Value::Null,
             snapshot_sha256: None,
             environments: serde_json::Value::Null,
+            containers: serde_json::Value::Null,
             archive_limits: serde_json::Value::Null,
             variables: std::collections::BTreeMap::new(),
             grace_seconds: 1,

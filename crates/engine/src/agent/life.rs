@@ -286,6 +286,7 @@ fn read_definition(order: &AttemptOrder) -> (Definition, Option<Cause>) {
         max_run_duration_seconds: None,
         priority: 0,
         history: History::default(),
+        container: None,
         retries: RetryWish::default(),
     };
     // Another try may find a server and an agent that fit.

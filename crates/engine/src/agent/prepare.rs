@@ -13,16 +13,18 @@ use futures_util::StreamExt as _;
 use reqwest::Response;
 use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
-use trainyard_core::{ErrorKind, archive::ArchiveLimits, run::Cause};
+use trainyard_core::{ErrorKind, archive::ArchiveLimits, environment::Progress, run::Cause};
 use trainyard_wire::native::Report;
 
 use super::{
     client::{Refusal, chain},
+    contained::{self, Contained},
     life::Attempt,
+    report::Reporter,
     supervise::Ready,
 };
 use crate::{
-    environment::{self, BuildLog, EnvironmentSettings},
+    environment::{self, BuildLog, EnvironmentSettings, PrepareError},
     trust,
 };
 
@@ -49,9 +51,9 @@ pub(super) async fn prepare(attempt: &Attempt) -> Result<Ready, Cause> {
         attempt.reporter.deliver(Report::Preparing { node: node_name() }).await;
         working_directory(attempt).await
     };
-    let ((), ca_bundle, prepared) = tokio::try_join!(working_directory, bundle, environment(attempt))?;
+    let ((), ca_bundle, (prepared, container)) = tokio::try_join!(working_directory, bundle, environment(attempt))?;
     let prefix = prepared.bin_dir.as_deref().and_then(Path::parent).map(Path::to_owned);
-    Ok(Ready { interpreter: prepared.interpreter, prefix, ca_bundle })
+    Ok(Ready { interpreter: prepared.interpreter, prefix, variables: prepared.variables, _in_use: prepared.in_use, ca_bundle, container })
 }
 
 fn environment_settings(attempt: &Attempt) -> Result<EnvironmentSettings, Cause> {
@@ -84,16 +86,19 @@ fn ca_bundle(cache_dir: &Path, folder: &Path, ca_pem: &str) -> trainyard_core::R
     }
 }
 
-async fn environment(attempt: &Attempt) -> Result<environment::Prepared, Cause> {
+async fn environment(attempt: &Attempt) -> Result<(environment::Prepared, Option<Contained>), Cause> {
     let failed = |message: String| Cause::EnvironmentFailed { message };
-    let mut log =
-        FileLog::open(&attempt.folder.build_log()).map_err(|error| failed(format!("the build log cannot be written: {error}")))?;
+    let mut log = FileLog::open(&attempt.folder.build_log(), attempt.reporter.clone())
+        .map_err(|error| failed(format!("the build log cannot be written: {error}")))?;
     log.line(&format!("preparing the environment on {}", node_name()));
     let settings = environment_settings(attempt)?;
     let spec = &attempt.definition.environment;
-    // Never cancelled through the token: whoever wants it to stop drops the future, which ends the installer, too.
-    match environment::prepare(spec, &settings, &mut log, &CancellationToken::new()).await {
-        Ok(prepared) => {
+    let ready = match &attempt.definition.container {
+        None => on_this_machine(attempt, &settings, &mut log).await.map(|prepared| (prepared, None)),
+        Some(container) => contained::prepare(attempt, container, &settings, &mut log).await,
+    };
+    match ready {
+        Ok((prepared, container)) => {
             for warning in &prepared.warnings {
                 log.line(&format!("warning: {warning}"));
             }
@@ -104,24 +109,42 @@ async fn environment(attempt: &Attempt) -> Result<environment::Prepared, Cause> 
                 lock: prepared.lock.as_ref().and_then(|lock| serde_json::to_value(lock).ok()),
                 warnings: prepared.warnings.clone(),
             });
-            Ok(prepared)
+            Ok((prepared, container))
         }
         Err(error) => {
             let message = error.to_string();
             log.line(&format!("error: {message}"));
-            Err(failed(message))
+            // A full disk says nothing about the environment, and another try may find room.
+            Err(if error.is_machines() { machine_failed(message) } else { failed(message) })
         }
     }
+}
+
+/// The environment for a run that goes into no container: what the run installs goes into a layer of its own.
+async fn on_this_machine(
+    attempt: &Attempt,
+    settings: &EnvironmentSettings,
+    log: &mut dyn BuildLog,
+) -> Result<environment::Prepared, PrepareError> {
+    // Never cancelled through the token: whoever wants it to stop drops the future, which ends the installer, too.
+    let mut prepared = environment::prepare(&attempt.definition.environment, settings, log, &CancellationToken::new()).await?;
+    environment::overlay(&mut prepared, &attempt.folder.layer())
+        .map_err(|source| PrepareError::Node { what: "the run's own layer of the environment cannot be made".into(), source })?;
+    if let Some(in_use) = &prepared.in_use {
+        in_use.inherit();
+    }
+    Ok(prepared)
 }
 
 /// The build log as a file. A line that can't be written is lost, and the build goes on.
 struct FileLog {
     file: File,
+    reporter: Reporter,
 }
 
 impl FileLog {
-    fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self { file: OpenOptions::new().create(true).append(true).open(path)? })
+    fn open(path: &Path, reporter: Reporter) -> io::Result<Self> {
+        Ok(Self { file: OpenOptions::new().create(true).append(true).open(path)?, reporter })
     }
 }
 
@@ -130,6 +153,17 @@ impl BuildLog for FileLog {
         if let Err(error) = self.file.write_all(format!("{line}\n").as_bytes()) {
             tracing::warn!(%error, "a line of the build log is lost");
         }
+    }
+
+    fn progress(&mut self, progress: &Progress) {
+        self.reporter.progress(Some(progress.clone()));
+    }
+}
+
+impl Drop for FileLog {
+    /// The preparation is over.
+    fn drop(&mut self) {
+        self.reporter.progress(None);
     }
 }
 

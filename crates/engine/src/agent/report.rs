@@ -1,17 +1,31 @@
 //! Tells the server what the agent is doing: one report after the other, in order, each repeated until it is answered; and
 //! that it is alive when there is nothing else to tell.
+//!
+//! How far a preparation is stands beside the queue and never in it: only the last word counts, it is told once a second at most, and
+//! it is given up the moment that there is a real report.
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::{mpsc, oneshot};
-use trainyard_wire::native::Report;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
+use trainyard_core::environment::Progress;
+use trainyard_wire::native::{Instruction, Report};
 
-use super::{client::Client, control::Control};
+use super::{
+    client::{Client, Refusal},
+    control::Control,
+};
+
+/// Between two words about progress.
+const PROGRESS_PAUSE: Duration = Duration::from_secs(1);
 
 /// Where reports are handed in.
 #[derive(Clone)]
 pub(super) struct Reporter {
     queue: mpsc::UnboundedSender<Entry>,
+    progress: watch::Sender<Option<Progress>>,
 }
 
 struct Entry {
@@ -25,8 +39,14 @@ impl Reporter {
     pub(super) fn start(client: Arc<Client>, control: Arc<Control>, heartbeat: Duration) -> Self {
         // Unbounded: an attempt makes a handful of reports, and the code must not wait for a server that is away.
         let (queue, entries) = mpsc::unbounded_channel();
-        tokio::spawn(send_all(client, control, heartbeat, entries));
-        Self { queue }
+        let (progress, steps) = watch::channel(None);
+        tokio::spawn(Sender { client, control, heartbeat }.send_all(entries, steps));
+        Self { queue, progress }
+    }
+
+    /// Says how far the preparation is; `None`: it is over. What was not sent yet is forgotten.
+    pub(super) fn progress(&self, progress: Option<Progress>) {
+        self.progress.send_replace(progress);
     }
 
     /// Hands in a report without waiting.
@@ -44,20 +64,115 @@ impl Reporter {
     }
 }
 
-async fn send_all(client: Arc<Client>, control: Arc<Control>, heartbeat: Duration, mut entries: mpsc::UnboundedReceiver<Entry>) {
-    loop {
-        let entry = match tokio::time::timeout(heartbeat, entries.recv()).await {
-            Ok(Some(entry)) => entry,
-            Ok(None) => return,
-            Err(_) => Entry { report: Report::Alive, answered: None },
-        };
-        match client.report(&entry.report).await {
-            Ok(instruction) => control.obey(instruction),
-            Err(super::client::Refusal::Abandoned) => return,
+/// The task behind the queue.
+struct Sender {
+    client: Arc<Client>,
+    control: Arc<Control>,
+    heartbeat: Duration,
+}
+
+/// What is to be told next.
+enum Due {
+    Report(Entry),
+    Progress(Progress),
+    Nothing,
+}
+
+impl Sender {
+    async fn send_all(self, mut entries: mpsc::UnboundedReceiver<Entry>, mut steps: watch::Receiver<Option<Progress>>) {
+        let mut next_step = Instant::now();
+        let mut interrupting = None;
+        loop {
+            let due = match interrupting.take() {
+                Some(entry) => Due::Report(entry),
+                None => {
+                    tokio::select! {
+                        biased;
+                        entry = entries.recv() => match entry {
+                            Some(entry) => Due::Report(entry),
+                            None => return,
+                        },
+                        step = last_step(&mut steps, next_step) => Due::Progress(step),
+                        () = tokio::time::sleep(self.heartbeat) => Due::Nothing,
+                    }
+                }
+            };
+            let outcome = match due {
+                Due::Report(entry) => {
+                    let answer = self.client.report(&entry.report).await;
+                    let outcome = self.take(answer);
+                    if let (Ok(()), Some(answered)) = (outcome, entry.answered) {
+                        let _ = answered.send(());
+                    }
+                    outcome
+                }
+                Due::Progress(step) => {
+                    next_step = Instant::now() + PROGRESS_PAUSE;
+                    let report = Report::Progress { progress: serde_json::to_value(step).unwrap_or_default() };
+                    tokio::select! {
+                        biased;
+                        entry = entries.recv() => match entry {
+                            Some(entry) => {
+                                interrupting = Some(entry);
+                                Ok(())
+                            }
+                            None => return,
+                        },
+                        answer = self.client.report(&report) => self.take(answer),
+                    }
+                }
+                Due::Nothing => {
+                    let answer = self.client.report(&Report::Alive).await;
+                    self.take(answer)
+                }
+            };
+            if outcome.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// `Err`: the attempt was given up.
+    fn take(&self, answer: Result<Instruction, Refusal>) -> Result<(), ()> {
+        match answer {
+            Ok(instruction) => self.control.obey(instruction),
+            Err(Refusal::Abandoned) => return Err(()),
             Err(refusal) => tracing::error!(%refusal, "the server refused a report"),
         }
-        if let Some(answered) = entry.answered {
-            let _ = answered.send(());
+        Ok(())
+    }
+}
+
+/// The last word about progress, not before `not_before`. Cancel-safe.
+async fn last_step(steps: &mut watch::Receiver<Option<Progress>>, not_before: Instant) -> Progress {
+    tokio::time::sleep_until(not_before).await;
+    loop {
+        if steps.changed().await.is_err() {
+            return std::future::pending().await;
         }
+        if let Some(step) = steps.borrow_and_update().clone() {
+            return step;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_the_last_word_about_progress_counts_and_not_before_its_time() {
+        let (tell, mut steps) = watch::channel(None);
+        for done in 0..50 {
+            tell.send_replace(Some(Progress::counted("downloading", done, 50, "packages")));
+        }
+        let begun = Instant::now();
+        let step = last_step(&mut steps, begun + Duration::from_millis(50)).await;
+        assert_eq!(step.done, 49);
+        assert!(begun.elapsed() >= Duration::from_millis(50));
+        tell.send_replace(Some(Progress::step("linking")));
+        tell.send_replace(None);
+        let over = tokio::time::timeout(Duration::from_millis(50), last_step(&mut steps, Instant::now())).await;
+        assert!(over.is_err(), "what was over was told");
     }
 }

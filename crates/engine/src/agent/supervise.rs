@@ -5,6 +5,7 @@
 //! earlier one had decided.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
     time::Duration,
@@ -14,6 +15,7 @@ use trainyard_core::run::Cause;
 use trainyard_wire::native::Report;
 
 use super::{
+    contained::Contained,
     control::Demand,
     folder::{ExitRecord, MainProcess, Started, boot_id},
     life::Attempt,
@@ -21,10 +23,10 @@ use super::{
     outputs::OUTPUTS,
     process::{self, Launch, NotStarted, Reaper},
     ship::Pace,
-    tree::Tree,
+    tree::{self, Tree},
     variables::{Sources, command_line, variables},
 };
-use crate::clock::now_us;
+use crate::{clock::now_us, container, environment::InUse};
 
 /// How long descendants of the code may live on after its main process has ended: enough for those that are about to end by
 /// themselves, like the trackers that Python's multiprocessing starts.
@@ -43,8 +45,21 @@ pub(super) struct Ready {
     pub(super) interpreter: PathBuf,
     /// The folder of the environment that was built; `None`: user-managed.
     pub(super) prefix: Option<PathBuf>,
+    /// What the environment sets for what runs in it.
+    pub(super) variables: BTreeMap<String, String>,
+    /// Keeps the environment as long as the run lives.
+    pub(super) _in_use: Option<InUse>,
     /// System roots and the server's CA.
     pub(super) ca_bundle: PathBuf,
+    /// The container that it all is in; `None`: the machine itself.
+    pub(super) container: Option<Contained>,
+}
+
+impl Ready {
+    /// Whether the code is in a container that the engine ends as a whole.
+    fn is_contained(&self) -> bool {
+        self.container.as_ref().is_some_and(Contained::passes_signals_on)
+    }
 }
 
 /// How the agent's work on the code ended.
@@ -107,18 +122,25 @@ pub(super) async fn run(attempt: &Attempt, ready: &Ready) -> Outcome {
         biased;
         status = reaper.main_ended() => {
             let (cause, warning) = memory.conclude(process::cause_of(status));
-            if let Some(warning) = warning {
+            let (cause, more) = match &ready.container {
+                Some(container) => container.ended(attempt, cause).await,
+                None => (cause, None),
+            };
+            for warning in warning.into_iter().chain(more) {
                 attempt.warn(warning);
             }
             let outcome = ended(attempt, cause).await;
-            end_aftermath(attempt, main, &mut reaper).await;
+            // With a container everything that was in it is gone.
+            if !ready.is_contained() {
+                end_aftermath(attempt, main, &mut reaper).await;
+            }
             return outcome;
         }
         demand = attempt.control.stop_demanded() => Stop::Demanded(demand),
         limit = elapsed(limit) => Stop::TimeLimit(limit),
         never = memory.keep_looking() => match never {},
     };
-    stop_running(attempt, stop, started, &mut reaper).await
+    stop_running(attempt, ready, (stop, started), &mut reaper).await
 }
 
 /// Notes how an attempt ended whose code does not run (any more).
@@ -159,9 +181,14 @@ pub(super) async fn sweep(attempt: &Attempt) {
     if left > 0 {
         tracing::error!(left, "processes of a former agent do not end");
     }
+    let folder = attempt.folder.path().to_owned();
+    // It waits for the engine in the thread.
+    if tokio::task::spawn_blocking(move || container::remove_leftovers(&folder)).await.is_err() {
+        tracing::error!("the removal of containers broke off");
+    }
 }
 
-async fn stop_running(attempt: &Attempt, stop: Stop, mut started: Started, reaper: &mut Reaper) -> Outcome {
+async fn stop_running(attempt: &Attempt, ready: &Ready, (stop, mut started): (Stop, Started), reaper: &mut Reaper) -> Outcome {
     let cause = match stop {
         Stop::TimeLimit(limit_seconds) => Cause::TimeLimit { limit_seconds },
         Stop::Demanded(Demand::Cancel { by, why }) => Cause::Cancelled { by, why },
@@ -175,13 +202,32 @@ async fn stop_running(attempt: &Attempt, stop: Stop, mut started: Started, reape
     if let Err(error) = attempt.folder.write_started(&started) {
         tracing::warn!(%error, "why the code is stopped is not noted");
     }
-    let left = end_tree(attempt, &Tree::of_agent(attempt.id, started.main), Some(reaper)).await;
+    if let (Some(container), Some(main)) = (&ready.container, started.main) {
+        end_container(attempt, container, main, reaper).await;
+    }
+    // What an engine keeps for other containers, its monitor of namespaces say, may descend from this agent.
+    let tree = if ready.is_contained() { Tree::of_outsider(attempt.id, started.main) } else { Tree::of_agent(attempt.id, started.main) };
+    let left = end_tree(attempt, &tree, Some(reaper)).await;
     if left > 0 {
         attempt.warn(format!("{left} processes of the run do not end, not even when killed; they may hold files or devices"));
     }
     match ended(attempt, cause).await {
         _ if attempt.control.now() == Demand::Abandon => Outcome::Abandoned,
         outcome => outcome,
+    }
+}
+
+/// Ends a container: TERM for the code in it, which the engine's client passes on, and once its time is over whatever is left of it.
+async fn end_container(attempt: &Attempt, container: &Contained, main: MainProcess, reaper: &mut Reaper) {
+    if container.passes_signals_on() && attempt.control.now() != Demand::Abandon {
+        tree::ask(main);
+        tokio::select! {
+            _ = tokio::time::timeout(attempt.grace(), reaper.main_ended()) => {}
+            () = attempt.control.abandoned() => {}
+        }
+    }
+    if let Err(error) = container.remove().await {
+        attempt.warn(format!("the container of the run could not be removed: {error}"));
     }
 }
 
@@ -240,8 +286,10 @@ fn launch(attempt: &Attempt, ready: &Ready) -> Result<Launch, NotStarted> {
     }
     let (token, token_expires_on) = attempt.client.token();
     let id = attempt.id.to_string();
+    let own: BTreeMap<_, _> = std::env::vars_os().collect();
     let (variables, warnings) = variables(&Sources {
-        own: std::env::vars_os().collect(),
+        own: ready.container.as_ref().map_or_else(|| own.clone(), |container| container.surroundings(&own)),
+        environment: &ready.variables,
         server: &attempt.order.variables,
         attempt: &id,
         endpoint: &attempt.order.endpoint,
@@ -255,7 +303,11 @@ fn launch(attempt: &Attempt, ready: &Ready) -> Result<Launch, NotStarted> {
     for warning in warnings {
         attempt.warn(warning);
     }
-    Ok(Launch { program, arguments, variables, directory: work, output: attempt.folder.driver_log() })
+    let launch = Launch { program, arguments, variables, directory: work, output: attempt.folder.driver_log() };
+    match &ready.container {
+        Some(container) => container.around(attempt, launch, (&ready.ca_bundle, ready.prefix.as_deref()), &own),
+        None => Ok(launch),
+    }
 }
 
 /// A snapshot may bring the folder, or even a file of that name; with a file nothing is kept, which the collection says.

@@ -18,9 +18,10 @@ use super::{
     folder::{AttemptFolder, MainProcess},
     process::Reaper,
 };
+use crate::container;
 
 /// The variable by which the processes of an attempt are known.
-pub(super) const ATTEMPT_VARIABLE: &str = "TRAINYARD_ATTEMPT_ID";
+pub(crate) const ATTEMPT_VARIABLE: &str = "TRAINYARD_ATTEMPT_ID";
 
 /// How long somebody outside the attempt waits for what he has killed to be gone.
 const OUTSIDER_PATIENCE: Duration = Duration::from_secs(2);
@@ -70,7 +71,8 @@ impl Tree {
         Self { descendants_of: Some(own_pid()), ..Self::of_outsider(attempt, main) }
     }
 
-    fn of_outsider(attempt: AttemptId, main: Option<MainProcess>) -> Self {
+    /// The tree as anybody else sees it.
+    pub(super) fn of_outsider(attempt: AttemptId, main: Option<MainProcess>) -> Self {
         Self { entry: format!("{ATTEMPT_VARIABLE}={attempt}").into_bytes(), descendants_of: None, main }
     }
 
@@ -166,6 +168,7 @@ pub fn kill(folder: &AttemptFolder, attempt: AttemptId) {
         std::thread::sleep(LOOK_PAUSE.0);
     }
     end_all(attempt, &Tree::of_outsider(attempt, main));
+    container::remove_leftovers(folder.path());
 }
 
 /// Kills the agent `pid` after everything below it: once it is gone nobody knows any more what was. It is held so that it neither starts anything nor
@@ -188,10 +191,16 @@ fn kill_with_descendants(pid: i32, deadline: Instant) {
     }
 }
 
-/// Kills whatever is left of `attempt` on this machine, for an executor that removes the folder of an attempt whose agent is gone. Blocks
-/// for a look at the process table, and for up to two seconds if something was left.
-pub fn end_leftovers(attempt: AttemptId) {
+/// Kills whatever is left of `attempt` on this machine, for an executor that removes the `folder` of an attempt whose agent is gone. Blocks
+/// for a look at the process table, and for some seconds if something was left.
+pub fn end_leftovers(folder: &AttemptFolder, attempt: AttemptId) {
     end_all(attempt, &Tree::of_outsider(attempt, None));
+    container::remove_leftovers(folder.path());
+}
+
+/// Asks one process to end, for a main process that passes the request on.
+pub(super) fn ask(process: MainProcess) {
+    send(&Member { pid: process.pid, start_ticks: process.start_ticks }, Signal::TERM);
 }
 
 fn end_all(attempt: AttemptId, tree: &Tree) {

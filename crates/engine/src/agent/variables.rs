@@ -56,6 +56,8 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 pub(super) struct Sources<'a> {
     /// The agent's own variables.
     pub(super) own: BTreeMap<OsString, OsString>,
+    /// What the environment sets for what runs in it, as activation scripts do; under `PATH` stand folders that go in front.
+    pub(super) environment: &'a BTreeMap<String, String>,
     /// What the server knows.
     pub(super) server: &'a BTreeMap<String, String>,
     /// Attempt id, as text.
@@ -86,6 +88,8 @@ pub(super) fn variables(sources: &Sources<'_>) -> (BTreeMap<OsString, OsString>,
         all.insert("LANG".into(), "C.UTF-8".into());
     }
     bypass_proxy(&mut all, sources.endpoint);
+    let activated = sources.environment.iter().filter(|(name, _)| *name != "PATH");
+    all.extend(activated.map(|(name, value)| (name.into(), value.into())));
     all.extend(sources.server.iter().map(|(name, value)| (name.into(), value.into())));
     all.extend(known_here(sources).into_iter().map(|(name, value)| (name.into(), value)));
     all.extend(parameters(&sources.definition.arguments).into_iter().map(|(name, value)| (name.into(), value.into())));
@@ -107,8 +111,17 @@ pub(super) fn variables(sources: &Sources<'_>) -> (BTreeMap<OsString, OsString>,
             path.push(":");
             path.push(rest);
         }
+        if let Some(in_front) = sources.environment.get("PATH") {
+            let mut longer = OsString::from(in_front);
+            longer.push(":");
+            longer.push(path);
+            path = longer;
+        }
         all.insert("PATH".into(), path);
-        all.insert("VIRTUAL_ENV".into(), prefix.into());
+        // An environment of conda packages is no virtual one, and tools that are told so look for it in vain.
+        if !sources.environment.contains_key("CONDA_PREFIX") {
+            all.insert("VIRTUAL_ENV".into(), prefix.into());
+        }
     }
     (all, warnings)
 }
@@ -236,6 +249,7 @@ mod tests {
             max_run_duration_seconds: None,
             priority: 0,
             history: History::default(),
+            container: None,
             retries: RetryWish::default(),
         }
     }
@@ -244,12 +258,14 @@ mod tests {
         own: Vec<(&'static str, &'static str)>,
         server: BTreeMap<String, String>,
         prefix: Option<&'static Path>,
+        environment: BTreeMap<String, String>,
         definition: Definition,
     }
 
     impl Case {
         fn new() -> Self {
-            Self { own: vec![("PATH", "/usr/bin")], server: BTreeMap::new(), prefix: None, definition: definition() }
+            let environment = BTreeMap::new();
+            Self { own: vec![("PATH", "/usr/bin")], server: BTreeMap::new(), prefix: None, environment, definition: definition() }
         }
 
         fn user(mut self, name: &str, value: &str) -> Self {
@@ -260,6 +276,7 @@ mod tests {
         fn run(&self) -> (BTreeMap<String, String>, Vec<String>) {
             let sources = Sources {
                 own: self.own.iter().map(|(name, value)| (name.into(), value.into())).collect(),
+                environment: &self.environment,
                 server: &self.server,
                 attempt: "attempt-1",
                 endpoint: "https://run.example:8443",
@@ -306,6 +323,26 @@ mod tests {
         let (all, _) = case.run();
         assert_eq!(all["PATH"], "/cache/env/bin:/opt/bin");
         assert_eq!(all["VIRTUAL_ENV"], "/cache/env");
+    }
+
+    #[test]
+    fn a_conda_environment_is_activated_below_the_definition_and_above_what_is_inherited() {
+        let mut case = Case::new().user("GREETING", "mine");
+        case.own.push(("LD_LIBRARY_PATH", "/old"));
+        case.prefix = Some(Path::new("/cache/env"));
+        let activation = [
+            ("CONDA_PREFIX", "/cache/env"),
+            ("GREETING", "theirs"),
+            ("LD_LIBRARY_PATH", "/new"),
+            ("PATH", "/cache/env/more"),
+            ("SSL_CERT_FILE", "/x"),
+        ];
+        case.environment = activation.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let (all, _) = case.run();
+        assert_eq!(all["PATH"], "/cache/env/more:/cache/env/bin:/usr/bin");
+        assert_eq!((all["GREETING"].as_str(), all["LD_LIBRARY_PATH"].as_str()), ("mine", "/new"));
+        assert_eq!(all["SSL_CERT_FILE"], "/a/tls/bundle.pem", "the server must be trusted");
+        assert_eq!((all["CONDA_PREFIX"].as_str(), all.get("VIRTUAL_ENV")), ("/cache/env", None));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! An agent has to be a process of its own (it reaps every child, and tests kill it), so this test program starts itself
 //! again as one: see [`agent_process`].
 
+mod containers;
 mod ends;
 mod files;
 mod given_up;

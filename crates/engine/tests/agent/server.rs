@@ -126,7 +126,7 @@ impl Known {
             Report::Started => Some("started"),
             Report::Ended { .. } => Some("ended"),
             Report::Collected { .. } => Some("collected"),
-            Report::Alive | Report::Warning { .. } => None,
+            Report::Alive | Report::Progress { .. } | Report::Warning { .. } => None,
         };
         let mut phases: Vec<_> = self.reports.iter().filter_map(name).collect();
         // A report whose answer was lost is repeated, which is harmless.

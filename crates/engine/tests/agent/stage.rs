@@ -58,6 +58,7 @@ impl Stage {
             max_run_duration_seconds: None,
             priority: 0,
             history: History::default(),
+            container: None,
             retries: RetryWish::default(),
         };
         let identity = Identity::new();
@@ -78,6 +79,7 @@ impl Stage {
                 "cache_dir": root.path().join("cache"), "tools_dir": root.path().join("tools"),
                 "python_fallback": "closest", "index_url": null, "offline": true, "conda_channels": []
             }),
+            containers: serde_json::Value::Null,
             archive_limits: serde_json::to_value(ArchiveLimits::default()).unwrap(),
             variables: BTreeMap::from([("AZUREML_RUN_ID".to_owned(), "run-1".to_owned())]),
             grace_seconds: 1,
