@@ -10,6 +10,7 @@
 
 mod client;
 mod connection;
+mod contained;
 mod control;
 pub mod folder;
 mod life;
@@ -28,4 +29,5 @@ mod variables;
 mod walk;
 
 pub use life::main;
+pub(crate) use tree::ATTEMPT_VARIABLE;
 pub use tree::{end_leftovers, kill};

@@ -18,18 +18,22 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use trainyard_core::{
     archive::ArchiveLimits,
+    container::ContainerPolicy,
     definition::Definition,
+    environment::Progress,
     ids::{AttemptId, ComputeName, RunId, WorkspaceId},
     run::RetryPolicy,
 };
 use trainyard_store::Store;
 
 use crate::{
+    container::ContainerSettings,
     environment::EnvironmentSettings,
     executor::Executor,
     heartbeat::{Attendance, Heartbeats},
     hub::{Hub, RunKey, Subscription},
     pass::Passes,
+    preparations::Preparations,
 };
 
 /// How long the engine sleeps when nobody wakes it. Bounds how late a lost signal is noticed.
@@ -54,6 +58,17 @@ pub struct Target {
     pub executor: Arc<dyn Executor>,
     /// How often its runs are tried again, unless their definitions say otherwise.
     pub retries: RetryPolicy,
+    /// Whether and how its runs go into containers.
+    pub containers: TargetContainers,
+}
+
+/// Containers on a target.
+#[derive(Clone, Debug, Default)]
+pub struct TargetContainers {
+    /// Whether its runs go into them.
+    pub policy: ContainerPolicy,
+    /// How they are run, with the logins of the configuration.
+    pub settings: ContainerSettings,
 }
 
 impl std::fmt::Debug for Target {
@@ -71,6 +86,12 @@ pub trait RunTokens: Send + Sync {
     fn lasts(&self, token: &str) -> bool;
 }
 
+/// Opens what the server sealed before it was stored; the server has the key.
+pub trait Unseal: Send + Sync {
+    /// The secret, for an order and nothing else.
+    fn unseal(&self, sealed: &str) -> trainyard_core::Result<String>;
+}
+
 /// Everything the engine needs to know.
 pub struct EngineOptions {
     /// Rows and blobs.
@@ -81,6 +102,8 @@ pub struct EngineOptions {
     pub orders: OrderSettings,
     /// Who makes their tokens.
     pub tokens: Arc<dyn RunTokens>,
+    /// Who opens sealed passwords.
+    pub seal: Arc<dyn Unseal>,
     /// How long silence is borne.
     pub patience: Patience,
 }
@@ -121,6 +144,7 @@ pub(crate) struct Shared {
     pub(crate) hub: Hub,
     pub(crate) notify: Notify,
     pub(crate) heartbeats: Heartbeats,
+    pub(crate) preparations: Preparations,
     heartbeat_limit: Duration,
     attended: AtomicBool,
     pub(crate) adopted: watch::Sender<bool>,
@@ -138,6 +162,7 @@ impl Handle {
             hub: Hub::default(),
             notify: Notify::new(),
             heartbeats: Heartbeats::default(),
+            preparations: Preparations::default(),
             heartbeat_limit: options.patience.heartbeat_limit,
             attended: AtomicBool::new(false),
             adopted: watch::Sender::new(false),
@@ -173,6 +198,21 @@ impl Handle {
         if self.shared.heartbeats.heard(attempt, Instant::now()) > self.shared.heartbeat_limit {
             self.wake();
         }
+    }
+
+    /// What `attempt` is preparing at this moment. It is not stored and nothing is decided by it.
+    pub fn set_preparation(&self, attempt: AttemptId, progress: Progress) {
+        self.shared.preparations.set(attempt, progress);
+    }
+
+    /// `attempt` does not prepare any more.
+    pub fn end_preparation(&self, attempt: AttemptId) {
+        self.shared.preparations.end(attempt);
+    }
+
+    /// What `attempt` is preparing; `None` unless it prepares and has said so.
+    pub fn preparation(&self, attempt: AttemptId) -> Option<Progress> {
+        self.shared.preparations.of(attempt)
     }
 
     /// How many attempts are in execution, and of how many something was heard since the server started; `None` before the first pass has

@@ -4,6 +4,7 @@
 
 pub mod agent;
 mod clock;
+pub mod container;
 mod engine;
 pub mod environment;
 pub mod executor;
@@ -11,8 +12,9 @@ pub mod finalize;
 mod heartbeat;
 mod hub;
 mod pass;
+mod preparations;
 pub mod trust;
 
-pub use engine::{EngineOptions, Handle, OrderSettings, Patience, RunTokens, Target};
+pub use engine::{EngineOptions, Handle, OrderSettings, Patience, RunTokens, Target, TargetContainers, Unseal};
 pub use heartbeat::Attendance;
 pub use hub::{RunKey, Subscription};

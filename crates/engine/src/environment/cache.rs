@@ -3,11 +3,18 @@
 //! ```text
 //! cache_dir/envs/<hash>/                 the environment, built in place: its scripts hold absolute paths
 //! cache_dir/envs/<hash>/lock.json        what was installed
+//! cache_dir/envs/<hash>/size.json        how big it is, and what stood in it when it was built
 //! cache_dir/envs/<hash>/.complete        written last; without it the folder is somebody's half-finished work
 //! cache_dir/locks/<hash>.lock            held by the one builder; never removed, so that it is one and the same file to all
+//! cache_dir/uses/<hash>.lock             shared by the runs that use the environment; its time is the last use ([`super::usage`])
+//! cache_dir/pins/<hash>                  exists: never removed to make room
+//! cache_dir/trash/                       what is being removed
+//! cache_dir/wheels/                      files that an archive brought, for builds of locks without a network
 //! cache_dir/keys/<key>.json              a specification on a node as it was -> the hash of its environment
 //! cache_dir/interpreters/<landscape>.json  what was found on the node
+//! cache_dir/conda/                       conda packages, unpacked, and the indexes of channels; linked into environments as well
 //! cache_dir/uv/                          the packages themselves, shared with the environments by hard links
+//! cache_dir/locks/downloads.lock         shared by all who install from `uv/`
 //! ```
 //!
 //! Locks are `flock`s. A builder hands its lock to the installer as standard input, so that the lock is held until the
@@ -18,37 +25,25 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     process::Stdio,
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use trainyard_core::ids::EnvironmentHash;
+use trainyard_core::{
+    environment::{EnvironmentLock, Progress},
+    ids::EnvironmentHash,
+};
 
-use super::{command::Console, host::is_executable, prepare::PrepareError};
+use super::{command::Console, host::is_executable, measure::Measured, prepare::PrepareError};
 
 /// How often a waiting builder looks again.
 const POLL: Duration = Duration::from_millis(50);
 const MARKER: &str = ".complete";
-
-/// What was installed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Lock {
-    /// The full version of Python, e.g. `3.11.7`.
-    pub python: String,
-    /// Everything installed, by name.
-    pub packages: Vec<LockedPackage>,
-    /// What built it, e.g. `uv 0.13.9`.
-    pub builder: String,
-}
-
-/// A package of a [`Lock`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LockedPackage {
-    /// Its name, in the form of PEP 503.
-    pub name: String,
-    /// Its version.
-    pub version: String,
-}
+/// What was measured when the environment was finished.
+const SIZE: &str = "size.json";
+/// Tells the names of one process's trash apart.
+static TRASHED: AtomicU64 = AtomicU64::new(0);
 
 /// What the fast path needs to know of an earlier preparation.
 #[derive(Debug, Serialize, Deserialize)]
@@ -58,6 +53,7 @@ pub(super) struct Remembered {
 }
 
 /// The cache in one folder.
+#[derive(Clone, Debug)]
 pub(super) struct Cache {
     root: PathBuf,
 }
@@ -73,6 +69,41 @@ impl Cache {
     /// Where uv keeps packages.
     pub(super) fn packages(&self) -> PathBuf {
         self.root.join("uv")
+    }
+
+    /// The folder itself.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where conda packages and the indexes of channels are kept.
+    pub(super) fn conda_packages(&self) -> PathBuf {
+        self.root.join("conda")
+    }
+
+    /// Where files lie that an archive brought.
+    pub(super) fn wheels(&self) -> PathBuf {
+        self.root.join("wheels")
+    }
+
+    /// Held, shared, by everybody who installs from [`Cache::packages`]; whoever empties it holds it alone.
+    pub(super) fn downloads_lock(&self) -> PathBuf {
+        self.root.join("locks/downloads.lock")
+    }
+
+    /// The file whose lock the users of an environment share.
+    pub(super) fn use_file(&self, hash: &EnvironmentHash) -> PathBuf {
+        self.root.join("uses").join(format!("{hash}.lock"))
+    }
+
+    /// The file that says that an environment is to stay.
+    pub(super) fn pin_file(&self, hash: &EnvironmentHash) -> PathBuf {
+        self.root.join("pins").join(hash.as_str())
+    }
+
+    /// The note of [`Cache::finish`] about what it found.
+    pub(super) fn measured(&self, hash: &EnvironmentHash) -> Option<Measured> {
+        serde_json::from_slice(&std::fs::read(self.environment(hash).join(SIZE)).ok()?).ok()
     }
 
     pub(super) fn root_of_environments(&self) -> PathBuf {
@@ -118,39 +149,129 @@ impl Cache {
 
     /// What is installed in the environment, if it is complete and its interpreter still exists: the `python` of a virtual
     /// environment is a link to the interpreter that it was made from.
-    pub(super) fn complete(&self, hash: &EnvironmentHash) -> Option<Lock> {
-        let folder = self.environment(hash);
-        if !folder.join(MARKER).exists() || !is_executable(&folder.join("bin/python")) {
+    pub(super) fn complete(&self, hash: &EnvironmentHash) -> Option<EnvironmentLock> {
+        if !self.is_complete(hash) {
             return None;
         }
-        serde_json::from_slice(&std::fs::read(folder.join("lock.json")).ok()?).ok()
+        self.lock_of(hash)
+    }
+
+    /// [`Cache::complete`] without reading what is installed.
+    pub(super) fn is_complete(&self, hash: &EnvironmentHash) -> bool {
+        let folder = self.environment(hash);
+        folder.join(MARKER).exists() && is_executable(&folder.join("bin/python"))
+    }
+
+    /// The list of what is installed, whether the environment is complete or not.
+    pub(super) fn lock_of(&self, hash: &EnvironmentHash) -> Option<EnvironmentLock> {
+        serde_json::from_slice(&std::fs::read(self.environment(hash).join("lock.json")).ok()?).ok()
     }
 
     /// Removes whatever stands at the place of the environment. Only the holder of its lock may do that.
     pub(super) async fn sweep(&self, hash: &EnvironmentHash) -> Result<(), PrepareError> {
         let folder = self.environment(hash);
         let failed = |error| PrepareError::disk(format!("failed to remove the unfinished environment {}", folder.display()), error);
-        match tokio::fs::remove_dir_all(&folder).await {
+        let Some(trash) = self.trash(hash).map_err(failed)? else { return Ok(()) };
+        match tokio::fs::remove_dir_all(&trash).await {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
             _ => Ok(()),
         }
     }
 
+    /// Takes the environment out of its place at one stroke; `None`: nothing was there. What it gives is to be removed, and if it
+    /// is not, the next one who tidies does it.
+    pub(super) fn trash(&self, hash: &EnvironmentHash) -> io::Result<Option<PathBuf>> {
+        let trash = self.trash_folder();
+        std::fs::create_dir_all(&trash)?;
+        let number = TRASHED.fetch_add(1, Ordering::Relaxed);
+        let place = trash.join(format!("{hash}.{}.{number}", std::process::id()));
+        match std::fs::rename(self.environment(hash), &place) {
+            Ok(()) => Ok(Some(place)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Where things wait for their removal.
+    pub(super) fn trash_folder(&self) -> PathBuf {
+        self.root.join("trash")
+    }
+
+    /// Clears the place of an environment and stands guard over it: what is not [finished](Place::finish) when the guard goes,
+    /// because a step failed, or was cancelled, or took too long, goes with it. Only for the holder of the environment's lock.
+    pub(super) fn place_now(&self, hash: &EnvironmentHash) -> io::Result<Place> {
+        if let Some(trash) = self.trash(hash)? {
+            std::fs::remove_dir_all(trash)?;
+        }
+        std::fs::create_dir_all(self.root_of_environments())?;
+        Ok(Place { cache: self.clone(), hash: hash.clone(), finished: false })
+    }
+
+    /// [`Cache::place_now`] without blocking.
+    pub(super) async fn place(&self, hash: &EnvironmentHash) -> Result<Place, PrepareError> {
+        self.sweep(hash).await?;
+        let made = std::fs::create_dir_all(self.root_of_environments());
+        made.map_err(|error| PrepareError::disk("failed to make the folder of environments", error))?;
+        Ok(Place { cache: self.clone(), hash: hash.clone(), finished: false })
+    }
+
     /// Declares the environment complete: the list of packages, then everything to the disk, then the marker. A marker
     /// that survives a power failure must not stand in front of files that did not.
-    pub(super) async fn finish(&self, hash: &EnvironmentHash, lock: &Lock) -> Result<(), PrepareError> {
-        let folder = self.environment(hash);
-        let text = serde_json::to_vec_pretty(lock).map_err(|error| PrepareError::disk("failed to write the lock", error.into()))?;
-        let finish = move || -> io::Result<()> {
-            std::fs::write(folder.join("lock.json"), text)?;
-            sync_file_system(&File::open(&folder)?)?;
-            let mut marker = File::create(folder.join(MARKER))?;
-            marker.write_all(b"complete\n")?;
-            marker.sync_all()?;
-            File::open(&folder)?.sync_all()
-        };
-        let done = tokio::task::spawn_blocking(finish).await.map_err(io::Error::other).flatten();
+    pub(super) async fn finish(&self, hash: &EnvironmentHash, lock: &EnvironmentLock) -> Result<(), PrepareError> {
+        let (cache, hash, lock) = (self.clone(), hash.clone(), lock.clone());
+        let done = tokio::task::spawn_blocking(move || cache.finish_now(&hash, &lock)).await.map_err(io::Error::other).flatten();
         done.map_err(|error| PrepareError::disk("failed to write the finished environment to the disk", error))
+    }
+
+    fn finish_now(&self, hash: &EnvironmentHash, lock: &EnvironmentLock) -> io::Result<()> {
+        let folder = self.environment(hash);
+        std::fs::write(folder.join("lock.json"), serde_json::to_vec_pretty(lock)?)?;
+        std::fs::write(folder.join(SIZE), serde_json::to_vec(&Measured::of(&folder)?)?)?;
+        sync_file_system(&File::open(&folder)?)?;
+        let mut marker = File::create(folder.join(MARKER))?;
+        marker.write_all(b"complete\n")?;
+        marker.sync_all()?;
+        File::open(&folder)?.sync_all()
+    }
+}
+
+/// The place of an environment while it is built.
+pub(super) struct Place {
+    cache: Cache,
+    hash: EnvironmentHash,
+    finished: bool,
+}
+
+impl Place {
+    /// [`Cache::finish`]; from now on the environment stays.
+    pub(super) async fn finish(mut self, lock: &EnvironmentLock) -> Result<(), PrepareError> {
+        self.cache.finish(&self.hash, lock).await?;
+        self.finished = true;
+        Ok(())
+    }
+}
+
+impl Place {
+    /// [`Place::finish`] for whoever may block.
+    pub(super) fn finish_now(mut self, lock: &EnvironmentLock) -> io::Result<()> {
+        self.cache.finish_now(&self.hash, lock)?;
+        self.finished = true;
+        Ok(())
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.finished {
+            return;
+        }
+        // The installers of this build are being killed, and may still write: nobody looks into the trash. Removing takes longer
+        // than a drop may, and what is left if this process ends first is removed by the next one who tidies.
+        match self.cache.trash(&self.hash) {
+            Ok(Some(trash)) => drop(std::thread::spawn(move || std::fs::remove_dir_all(trash))),
+            Ok(None) => {}
+            Err(error) => tracing::warn!(hash = %self.hash, %error, "failed to remove an environment whose build failed"),
+        }
     }
 }
 
@@ -189,6 +310,8 @@ impl BuilderLock {
                 let owner = std::fs::read_to_string(path).unwrap_or_default();
                 let owner = if owner.is_empty() { "of unknown id".to_owned() } else { format!("(pid {})", owner.trim()) };
                 console.line(&format!("waiting for another builder {owner}, which is at work on the same"));
+                console.progress(&Progress::step("waiting for another builder"));
+                console.work().pause();
                 told = true;
             }
             tokio::select! {
@@ -196,12 +319,32 @@ impl BuilderLock {
                 () = tokio::time::sleep(POLL) => {}
             }
         }
+        console.work().go_on();
         let sign = || -> io::Result<()> {
             file.set_len(0)?;
             (&file).write_all(std::process::id().to_string().as_bytes())
         };
         sign().map_err(failed)?;
         Ok(Self { file })
+    }
+
+    /// The lock, for whoever may block.
+    pub(super) fn wait(path: &Path) -> io::Result<Self> {
+        path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        file.lock()?;
+        Ok(Self { file })
+    }
+
+    /// The lock, if nobody has it.
+    pub(super) fn try_acquire(path: &Path) -> io::Result<Option<Self>> {
+        path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Self { file })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
     }
 
     /// The lock as standard input of a child, which then holds it as well.
@@ -231,7 +374,7 @@ mod tests {
         std::os::unix::fs::symlink(&interpreter, bin.join("python")).unwrap();
         assert_eq!(cache.complete(&hash()), None);
 
-        let lock = Lock { python: "3.11.7".into(), packages: Vec::new(), builder: "uv 1.0.0".into() };
+        let lock = EnvironmentLock { python: "3.11.7".into(), builder: "uv 1.0.0".into(), ..EnvironmentLock::default() };
         cache.finish(&hash(), &lock).await.unwrap();
         assert_eq!(cache.complete(&hash()), Some(lock));
 

@@ -5,6 +5,7 @@ use std::{
     collections::VecDeque,
     io,
     process::{ExitStatus, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
@@ -14,9 +15,9 @@ use tokio::{
     process::{Child, Command},
 };
 use tokio_util::sync::CancellationToken;
-use trainyard_core::environment::requirement::hide_userinfo;
+use trainyard_core::environment::{Progress, requirement::hide_userinfo};
 
-use super::{host::Host, prepare::PrepareError};
+use super::{host::Host, limit::Work, prepare::PrepareError};
 
 /// How long the output of a process that has ended may stay open in the hands of its children.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -31,6 +32,9 @@ const KEPT_LINES: usize = 200;
 pub trait BuildLog: Send {
     /// One line, without its end.
     fn line(&mut self, line: &str);
+
+    /// What happens now, for whoever watches; it comes often, and only the last one counts.
+    fn progress(&mut self, _progress: &Progress) {}
 }
 
 impl BuildLog for Vec<String> {
@@ -44,11 +48,12 @@ pub(super) struct Console<'a> {
     log: &'a mut dyn BuildLog,
     pub(super) cancel: &'a CancellationToken,
     secrets: Vec<String>,
+    work: Arc<Work>,
 }
 
 impl<'a> Console<'a> {
     pub(super) fn new(log: &'a mut dyn BuildLog, cancel: &'a CancellationToken) -> Self {
-        Self { log, cancel, secrets: Vec::new() }
+        Self { log, cancel, secrets: Vec::new(), work: Arc::default() }
     }
 
     /// From now on these words are masked.
@@ -60,6 +65,17 @@ impl<'a> Console<'a> {
     pub(super) fn line(&mut self, line: &str) {
         let masked = self.masked(line);
         self.log.line(&masked);
+    }
+
+    /// Tells what happens now.
+    pub(super) fn progress(&mut self, progress: &Progress) {
+        self.work.is_at(progress);
+        self.log.progress(progress);
+    }
+
+    /// What the time limit looks at.
+    pub(super) fn work(&self) -> &Arc<Work> {
+        &self.work
     }
 
     /// The text without credentials.
@@ -89,7 +105,16 @@ pub(super) fn command(host: &Host, program: &std::path::Path) -> Command {
 }
 
 /// Runs `command` with both outputs going to the log line by line.
-pub(super) async fn run_logged(mut command: Command, console: &mut Console<'_>) -> Result<Ended, PrepareError> {
+pub(super) async fn run_logged(command: Command, console: &mut Console<'_>) -> Result<Ended, PrepareError> {
+    run_watched(command, console, |_| None).await
+}
+
+/// [`run_logged`], with a reader of the lines who knows how far the process is.
+pub(super) async fn run_watched(
+    mut command: Command,
+    console: &mut Console<'_>,
+    mut read: impl FnMut(&str) -> Option<Progress>,
+) -> Result<Ended, PrepareError> {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = spawn(&mut command)?;
     let mut group = Group::of(&child);
@@ -108,9 +133,17 @@ pub(super) async fn run_logged(mut command: Command, console: &mut Console<'_>) 
                 let _ = child.wait().await;
                 return Err(PrepareError::Cancelled);
             }
-            Some(line) = stdout.next(), if stdout.open() => console.line(&line),
+            Some(line) = stdout.next(), if stdout.open() => {
+                console.line(&line);
+                if let Some(progress) = read(&line) {
+                    console.progress(&progress);
+                }
+            }
             Some(line) = stderr.next(), if stderr.open() => {
                 console.line(&line);
+                if let Some(progress) = read(&line) {
+                    console.progress(&progress);
+                }
                 if kept.len() == KEPT_LINES {
                     kept.pop_front();
                 }

@@ -26,6 +26,8 @@ pub(super) struct IndexSources {
     no_index: bool,
     certificates: Option<PathBuf>,
     offline: bool,
+    /// Files that an archive brought to a node without a network. They are what an index had, so they do not enter the hash.
+    imported: Option<PathBuf>,
 }
 
 impl IndexSources {
@@ -38,6 +40,7 @@ impl IndexSources {
         let own = settings.index_url.clone();
         let of_uv = host.text("UV_DEFAULT_INDEX").or_else(|| host.text("UV_INDEX_URL")).map(ToOwned::to_owned);
         let mut sources = Self { certificates: pip.certificates, offline: settings.offline, ..Self::default() };
+        sources.imported = Some(settings.cache_dir.join("wheels")).filter(|wheels| settings.offline && wheels.is_dir());
         sources.extra = words("UV_INDEX", char::is_whitespace);
         sources.extra.extend(words("UV_EXTRA_INDEX_URL", char::is_whitespace));
         sources.find_links = words("UV_FIND_LINKS", |c| c == ',');
@@ -92,6 +95,7 @@ impl IndexSources {
         }
         extra.extend(self.extra.iter().cloned());
         links.extend(self.find_links.iter().cloned());
+        links.extend(self.imported.iter().map(|wheels| wheels.display().to_string()));
         for name in UV_VARIABLES {
             command.env_remove(name);
         }
@@ -112,6 +116,44 @@ impl IndexSources {
         }
     }
 
+    /// The same for pip, which serves Pythons that uv does not; credentials go through variables here, too.
+    pub(super) fn apply_to_pip(&self, command: &mut Command, options: &[PipOption]) {
+        let mut default = self.default.clone();
+        let (mut extra, mut links) = (self.extra.clone(), self.find_links.clone());
+        let mut no_index = self.no_index || self.offline;
+        for option in options {
+            match option {
+                PipOption::IndexUrl(url) => default = Some(url.clone()),
+                PipOption::ExtraIndexUrl(url) => extra.push(url.clone()),
+                PipOption::FindLinks(place) => links.push(place.clone()),
+                PipOption::NoIndex => no_index = true,
+                PipOption::Pre => {
+                    command.arg("--pre");
+                }
+                PipOption::NoBinary(name) => {
+                    command.args(["--no-binary", name]);
+                }
+                PipOption::OnlyBinary(name) => {
+                    command.args(["--only-binary", name]);
+                }
+            }
+        }
+        let words = [("PIP_INDEX_URL", default.into_iter().collect()), ("PIP_EXTRA_INDEX_URL", extra), ("PIP_FIND_LINKS", links)];
+        for (name, values) in words {
+            if values.is_empty() {
+                command.env_remove(name);
+            } else {
+                command.env(name, values.join(" "));
+            }
+        }
+        if no_index {
+            command.arg("--no-index");
+        }
+        if let Some(bundle) = &self.certificates {
+            command.env("PIP_CERT", bundle);
+        }
+    }
+
     /// Certificates, and pip's way with several indexes: the best version of all of them. uv's own way (the first index
     /// that knows the name) fails on lists that were written for pip, such as PyTorch's.
     pub(super) fn apply_policy(&self, command: &mut Command, host: &Host) {
@@ -127,6 +169,17 @@ impl IndexSources {
             command.env("UV_SYSTEM_CERTS", "true").env("UV_NATIVE_TLS", "true");
         }
     }
+}
+
+/// Lets uv look into one more folder of files. Through the variable that [`IndexSources::apply`] sets: an argument would take its place.
+pub(super) fn also_find_in(command: &mut Command, folder: &Path) {
+    let known = command.as_std().get_envs().find(|(name, _)| *name == "UV_FIND_LINKS").and_then(|(_, value)| value);
+    let mut links = known.map(ToOwned::to_owned).unwrap_or_default();
+    if !links.is_empty() {
+        links.push(",");
+    }
+    links.push(folder);
+    command.env("UV_FIND_LINKS", links);
 }
 
 fn is_true(value: &str) -> bool {
@@ -256,6 +309,7 @@ mod tests {
             offline: false,
             conda_channels: Vec::new(),
             tools_dir: "/t".into(),
+            ..EnvironmentSettings::default()
         }
     }
 
@@ -308,6 +362,29 @@ mod tests {
         assert!(variables.contains(&("UV_INDEX".into(), "https://extra.example".into())));
         assert_eq!(sources.secrets(), ["s3cret"]);
         assert!(!format!("{:?}", settings(Some("https://user:s3cret@own.example"))).contains("s3cret"));
+    }
+
+    #[test]
+    fn one_more_folder_of_files_does_not_replace_those_of_the_list() {
+        let sources = IndexSources::resolve(&host(&[("PIP_CONFIG_FILE", "/dev/null")]), &settings(None));
+        let mut command = Command::new("uv");
+        sources.apply(&mut command, &[PipOption::FindLinks("https://links.example".into())]);
+        also_find_in(&mut command, Path::new("/c/wheels"));
+        let links = command.as_std().get_envs().find(|(name, _)| *name == "UV_FIND_LINKS").and_then(|(_, value)| value?.to_str());
+        assert!(links.is_some_and(|links| links.starts_with("https://links.example,") && links.ends_with("/c/wheels")), "{links:?}");
+    }
+
+    #[test]
+    fn pip_itself_is_told_the_same_through_its_own_variables() {
+        let own = settings(Some("https://user:s3cret@own.example/simple"));
+        let sources = IndexSources::resolve(&host(&[]), &own);
+        let mut command = Command::new("pip");
+        sources.apply_to_pip(&mut command, &[PipOption::ExtraIndexUrl("https://extra.example".into()), PipOption::Pre, PipOption::NoIndex]);
+        let arguments: Vec<_> = command.as_std().get_args().collect();
+        assert_eq!(arguments, ["--pre", "--no-index"]);
+        let value = |name: &str| command.as_std().get_envs().find(|(key, _)| *key == name).and_then(|(_, value)| value?.to_str());
+        assert_eq!(value("PIP_INDEX_URL"), Some("https://user:s3cret@own.example/simple"));
+        assert_eq!((value("PIP_EXTRA_INDEX_URL"), value("PIP_FIND_LINKS")), (Some("https://extra.example"), None));
     }
 
     #[test]

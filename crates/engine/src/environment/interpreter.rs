@@ -13,7 +13,7 @@ use std::{
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
-use trainyard_core::environment::{PythonVersion, VersionSpec, closest, requirement::hide_userinfo};
+use trainyard_core::environment::{PythonVersion, VersionSpec, closest};
 
 use super::{
     command::{Console, ask, command},
@@ -26,7 +26,7 @@ use super::{
 pub(super) const OLDEST_SERVED: PythonVersion = PythonVersion::new(3, 6, 0);
 
 /// What an interpreter is asked. Runs on every Python since 2.7.
-const QUESTION: &str = r#"
+pub(super) const QUESTION: &str = r#"
 import json, os, platform, sys, sysconfig
 try:
     libc = os.confstr("CS_GNU_LIBC_VERSION")
@@ -53,11 +53,11 @@ pub(super) struct Interpreter {
 
 /// The answer to [`QUESTION`].
 #[derive(Deserialize)]
-struct Answer {
+pub(super) struct Answer {
     #[serde(flatten)]
-    interpreter: Interpreter,
+    pub(super) interpreter: Interpreter,
     /// A final release of CPython with its lock: what wheels are made for.
-    usable: bool,
+    pub(super) usable: bool,
 }
 
 /// The interpreters of this node.
@@ -72,9 +72,35 @@ pub(super) struct AtHand {
 }
 
 impl AtHand {
+    /// Where there is one interpreter, in an image say.
+    pub(super) fn only(interpreter: Interpreter) -> Self {
+        Self { default: Some(interpreter.clone()), served: vec![interpreter], too_old: BTreeSet::new() }
+    }
+
     /// Whether all of them are still there.
     pub(super) fn still_there(&self) -> bool {
         self.served.iter().chain(&self.default).all(|interpreter| is_executable(&interpreter.path))
+    }
+
+    /// The interpreter of this very version.
+    pub(super) fn exactly(&self, version: PythonVersion) -> Option<Interpreter> {
+        self.served.iter().find(|interpreter| interpreter.version == version).cloned()
+    }
+
+    /// Whether one of them is what is asked for.
+    pub(super) fn satisfies(&self, spec: &VersionSpec) -> bool {
+        self.served.iter().any(|interpreter| spec.matches(interpreter.version))
+    }
+
+    /// The platforms of the interpreters; all the same, as a rule.
+    pub(super) fn platforms(&self) -> Vec<String> {
+        let all: BTreeSet<&String> = self.served.iter().map(|interpreter| &interpreter.platform).collect();
+        all.into_iter().cloned().collect()
+    }
+
+    /// The versions that are here, for people.
+    pub(super) fn shown(&self) -> String {
+        listed(&self.versions())
     }
 
     fn versions(&self) -> Vec<PythonVersion> {
@@ -170,6 +196,12 @@ fn is_python_name(path: &Path) -> bool {
         || rest.strip_prefix("3.").is_some_and(|minor| !minor.is_empty() && minor.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
+/// What the interpreter at `path` is; `None`: it does not run, or is none.
+pub(super) async fn ask_interpreter(host: &Host, path: &Path, cancel: &CancellationToken) -> Result<Option<Interpreter>, PrepareError> {
+    let answer = probe(host, path, cancel).await;
+    if cancel.is_cancelled() { Err(PrepareError::Cancelled) } else { Ok(answer.map(|answer| answer.interpreter)) }
+}
+
 async fn probe(host: &Host, path: &Path, cancel: &CancellationToken) -> Option<Answer> {
     let mut question = command(host, path);
     question.args(["-c", QUESTION]);
@@ -188,12 +220,31 @@ pub(super) struct Chosen {
     pub(super) warning: Option<String>,
 }
 
-/// Chooses for `spec`; `asked` is the constraint as it was written.
+/// Whether conda channels were asked for an interpreter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// Nobody names one, or there was no need.
+    Unasked,
+    /// They were, and this is why none came.
+    InVain(String),
+}
+
+/// [`choose_because`] where no channel was asked.
 pub(super) fn choose(
     spec: Option<&VersionSpec>,
     asked: &str,
     at_hand: &AtHand,
     settings: &EnvironmentSettings,
+) -> Result<Chosen, PrepareError> {
+    choose_because(spec, asked, at_hand, (settings.python_fallback, &Source::Unasked))
+}
+
+/// Chooses for `spec`; `asked` is the constraint as it was written.
+pub(super) fn choose_because(
+    spec: Option<&VersionSpec>,
+    asked: &str,
+    at_hand: &AtHand,
+    (fallback, source): (PythonFallback, &Source),
 ) -> Result<Chosen, PrepareError> {
     let found = |version: PythonVersion| at_hand.served.iter().find(|interpreter| interpreter.version == version).cloned();
     let Some(spec) = spec else {
@@ -205,9 +256,9 @@ pub(super) fn choose(
     };
     let choice = closest(spec, &at_hand.versions());
     let matched = choice.and_then(|choice| found(choice.version).map(|interpreter| (interpreter, choice.exact)));
-    let channels = channel_clause(settings);
+    let channels = channel_clause(source);
     let too_old = too_old_clause(spec, at_hand);
-    match (matched, settings.python_fallback) {
+    match (matched, fallback) {
         (Some((interpreter, true)), _) => Ok(Chosen { interpreter, warning: None }),
         (Some((interpreter, false)), PythonFallback::Closest) => {
             let version = interpreter.version;
@@ -228,12 +279,11 @@ pub(super) fn choose(
     }
 }
 
-fn channel_clause(settings: &EnvironmentSettings) -> String {
-    if settings.conda_channels.is_empty() {
-        return "no conda channel is configured that has it".into();
+fn channel_clause(source: &Source) -> String {
+    match source {
+        Source::Unasked => "no conda channel is configured that has it".into(),
+        Source::InVain(why) => format!("it can not be had from a conda channel ({})", why.lines().collect::<Vec<_>>().join("; ")),
     }
-    let channels: Vec<String> = settings.conda_channels.iter().map(|channel| hide_userinfo(channel)).collect();
-    format!("this version of the server does not ask conda channels ({}) for interpreters", channels.join(", "))
 }
 
 /// Mentions interpreters that would have been right but can not be used.
@@ -313,15 +363,8 @@ mod tests {
         }
     }
 
-    fn settings(python_fallback: PythonFallback, channels: &[&str]) -> EnvironmentSettings {
-        EnvironmentSettings {
-            cache_dir: "/c".into(),
-            python_fallback,
-            index_url: None,
-            offline: false,
-            conda_channels: channels.iter().map(|&channel| channel.into()).collect(),
-            tools_dir: "/t".into(),
-        }
+    fn settings(python_fallback: PythonFallback) -> EnvironmentSettings {
+        EnvironmentSettings { python_fallback, ..EnvironmentSettings::default() }
     }
 
     fn pick(asked: &str, at_hand: &AtHand, settings: &EnvironmentSettings) -> Result<Chosen, PrepareError> {
@@ -331,29 +374,34 @@ mod tests {
     #[test]
     fn the_closest_interpreter_comes_with_a_warning() {
         let node = at_hand(Some("3.11.7"), &["3.11.7", "3.13.0"], &[]);
-        let chosen = pick("3.6.2", &node, &settings(PythonFallback::Closest, &[])).unwrap();
+        let chosen = pick("3.6.2", &node, &settings(PythonFallback::Closest)).unwrap();
         assert_eq!(chosen.interpreter, interpreter("3.11.7"));
         assert_eq!(
             chosen.warning.unwrap(),
             "Python 3.6.2 was asked for; no conda channel is configured that has it, so the closest interpreter at hand, 3.11.7, \
              is used (python_fallback = \"closest\")"
         );
-        let channels = settings(PythonFallback::Closest, &["conda-forge", "https://u:s3cret@example.org/c"]);
-        let warning = pick("3.6.2", &node, &channels).unwrap().warning.unwrap();
-        assert!(warning.contains("does not ask conda channels (conda-forge, https://***@example.org/c) for interpreters"), "{warning}");
+        let spec = VersionSpec::parse("3.6.2").unwrap();
+        let source = Source::InVain("no package matches\nthe channels have 3.13".into());
+        let chosen = choose_because(Some(&spec), "3.6.2", &node, (PythonFallback::Closest, &source)).unwrap();
+        let warning = chosen.warning.unwrap();
+        assert!(
+            warning.contains("can not be had from a conda channel (no package matches; the channels have 3.13), so the closest"),
+            "{warning}"
+        );
     }
 
     #[test]
     fn a_satisfied_constraint_needs_no_warning_whatever_the_fallback() {
         let node = at_hand(Some("3.11.7"), &["3.11.7", "3.9.18", "3.9.2"], &[]);
-        let chosen = pick("3.9", &node, &settings(PythonFallback::Fail, &[])).unwrap();
+        let chosen = pick("3.9", &node, &settings(PythonFallback::Fail)).unwrap();
         assert_eq!(chosen, Chosen { interpreter: interpreter("3.9.18"), warning: None });
     }
 
     #[test]
     fn fallback_fail_says_what_was_asked_what_there_is_and_what_to_do() {
         let node = at_hand(None, &["3.13.0", "3.11.7"], &[]);
-        let error = pick("3.6.2", &node, &settings(PythonFallback::Fail, &[])).unwrap_err().to_string();
+        let error = pick("3.6.2", &node, &settings(PythonFallback::Fail)).unwrap_err().to_string();
         for part in ["Python 3.6.2 was asked for", "at hand: 3.11.7, 3.13.0", "python_fallback = \"fail\"", "install that version"] {
             assert!(error.contains(part), "{error}");
         }
@@ -362,15 +410,15 @@ mod tests {
     #[test]
     fn an_interpreter_too_old_for_uv_does_not_count_and_is_named() {
         let node = at_hand(None, &["3.11.7"], &["2.7.18", "3.5.2"]);
-        let warning = pick("3.5", &node, &settings(PythonFallback::Closest, &[])).unwrap().warning.unwrap();
+        let warning = pick("3.5", &node, &settings(PythonFallback::Closest)).unwrap().warning.unwrap();
         assert!(warning.contains("3.11.7, is used") && warning.contains("3.5.2 is at hand but does not count"), "{warning}");
-        let error = pick("2.7", &node, &settings(PythonFallback::Closest, &[])).unwrap_err().to_string();
+        let error = pick("2.7", &node, &settings(PythonFallback::Closest)).unwrap_err().to_string();
         assert!(error.contains("no interpreter of that major version") && error.contains("2.7.18 is at hand but"), "{error}");
     }
 
     #[test]
     fn without_a_version_the_default_interpreter_is_taken() {
-        let any = |node: &AtHand| choose(None, "", node, &settings(PythonFallback::Closest, &[]));
+        let any = |node: &AtHand| choose(None, "", node, &settings(PythonFallback::Closest));
         assert_eq!(any(&at_hand(Some("3.9.2"), &["3.9.2", "3.13.0"], &[])).unwrap().interpreter, interpreter("3.9.2"));
         assert_eq!(any(&at_hand(None, &["3.9.2", "3.13.0"], &[])).unwrap().interpreter, interpreter("3.13.0"));
         assert!(any(&at_hand(None, &[], &[])).unwrap_err().to_string().contains("install python3"));

@@ -6,11 +6,17 @@ use std::{ffi::OsString, os::unix::fs::symlink, path::PathBuf, time::Duration};
 use tokio_util::sync::CancellationToken;
 use trainyard_core::environment::{EnvironmentSpec, PythonEnvironment};
 
+mod archives;
+mod cache;
+mod index;
+mod limits;
+mod locks;
+
 use super::{BuildLog, EnvironmentSettings, PrepareError, Prepared, PythonFallback, command::Console, host::Host, prepare::prepare_on};
 
 fn python(version: Option<&str>, pip: &[&str]) -> EnvironmentSpec {
     let pip = pip.iter().map(|&line| line.into()).collect();
-    EnvironmentSpec::Python(PythonEnvironment { python: version.map(Into::into), pip, tools: Vec::new() })
+    EnvironmentSpec::Python(PythonEnvironment { python: version.map(Into::into), pip, tools: Vec::new(), channels: Vec::new() })
 }
 
 /// A cache of its own on this machine; uv and the packages it fetched are shared with the other tests.
@@ -21,6 +27,20 @@ struct Node {
 }
 
 impl Node {
+    /// A node whose packages come from an index of the test's own.
+    async fn with_index(test: &str, index: &index::Index) -> Option<Self> {
+        let mut node = Self::new(test).await?;
+        node.settings.index_url = Some(index.url());
+        let own = [("UV_CACHE_DIR", "uv"), ("PIP_CONFIG_FILE", "/dev/null"), ("UV_HTTP_TIMEOUT", "600")];
+        let own = own.map(|(name, value)| {
+            let value = if name == "UV_CACHE_DIR" { node._folder.path().join(value).into_os_string() } else { value.into() };
+            (OsString::from(name), value)
+        });
+        let kept = node.host.variables().clone().into_iter().filter(|(name, _)| !name.to_string_lossy().starts_with("PIP_"));
+        node.host = Host::with(kept.chain(own));
+        Some(node)
+    }
+
     /// `None`, with a message, if no index can be reached from here.
     async fn new(test: &str) -> Option<Self> {
         let executable = std::env::current_exe().unwrap();
@@ -39,6 +59,7 @@ impl Node {
                 offline: false,
                 conda_channels: Vec::new(),
                 tools_dir: shared.join("tools"),
+                ..EnvironmentSettings::default()
             },
             _folder: folder,
         };
@@ -240,6 +261,7 @@ async fn a_user_managed_environment_is_the_interpreter_named() {
         offline: true,
         conda_channels: Vec::new(),
         tools_dir: "/does/not/exist".into(),
+        ..EnvironmentSettings::default()
     };
     let prepared = super::prepare(&spec, &settings, &mut log, &cancel).await.unwrap();
     assert_eq!(prepared.interpreter, PathBuf::from("/bin/sh"));

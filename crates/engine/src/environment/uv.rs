@@ -104,6 +104,7 @@ async fn install(host: &Host, settings: &EnvironmentSettings, lock: &BuilderLock
     let tools = &settings.tools_dir;
     let aside = tools.join(".uv-partial");
     remove(&aside).await?;
+    console.progress(&trainyard_core::environment::Progress::step("installing uv"));
     console.line(&format!("installing uv {PINNED} from its wheel into {}", tools.display()));
     let target = aside.join("wheel");
     let mut ended = pip_install(host, settings, lock, (&python, &target), console).await?;
@@ -195,6 +196,7 @@ mod tests {
             offline: true,
             conda_channels: Vec::new(),
             tools_dir: dir.path().join("tools"),
+            ..EnvironmentSettings::default()
         };
         let cancel = CancellationToken::new();
         let mut log = Vec::new();

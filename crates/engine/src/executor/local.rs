@@ -50,10 +50,17 @@ const KEPT_VARIABLES: &[&str] = &[
     "CUDA_HOME",
     "NVIDIA_VISIBLE_DEVICES",
     "ROCR_VISIBLE_DEVICES",
+    // Where container engines have their storage, their daemon and their logins.
+    "XDG_RUNTIME_DIR",
+    "XDG_CONFIG_HOME",
+    "DBUS_SESSION_BUS_ADDRESS",
+    "REGISTRY_AUTH_FILE",
+    "STORAGE_DRIVER",
+    "STORAGE_OPTS",
 ];
 
-/// Beginnings of names that are kept too: how pip and uv reach their index.
-const KEPT_PREFIXES: [&str; 2] = ["PIP_", "UV_"];
+/// Beginnings of names that are kept too: how pip and uv reach their index, and how container engines are set up.
+const KEPT_PREFIXES: [&str; 7] = ["PIP_", "UV_", "DOCKER_", "CONTAINER", "BUILDAH_", "APPTAINER_", "SINGULARITY_"];
 
 fn is_kept(name: &str) -> bool {
     let armed = cfg!(feature = "failpoints") && name.starts_with("TRAINYARD_FAIL_POINTS");
@@ -159,7 +166,7 @@ impl LocalExecutor {
             // It is told to abandon at its next word; the folder goes at a later sweep.
             return Ok(());
         }
-        crate::agent::end_leftovers(attempt);
+        crate::agent::end_leftovers(&folder, attempt);
         match fs::remove_dir_all(folder.path()) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(io_error("the folder of the attempt cannot be removed", folder.path(), error))

@@ -30,6 +30,7 @@ impl Passes {
         self.stopping.retain(|attempt, _| ids.contains(attempt));
         self.told.retain(|attempt| ids.contains(attempt));
         self.handle.shared.heartbeats.keep(&ids);
+        self.handle.shared.preparations.keep(&ids);
         for live in &live {
             // Looking is work on files; whoever waits for an answer goes first.
             tokio::task::yield_now().await;

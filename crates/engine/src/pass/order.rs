@@ -2,11 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use trainyard_core::{Error, Result, definition::Framework};
+use trainyard_core::{
+    Error, Result,
+    container::{DEFAULT_REGISTRY, ImageSource, registry_of},
+    definition::{Definition, Framework},
+};
 use trainyard_store::{queue::LiveRun, runs::RunRecord};
 use trainyard_wire::native::{AGENT_PROTOCOL, AttemptOrder};
 
 use super::Passes;
+use crate::container::{ContainerSettings, Login};
 
 impl Passes {
     pub(super) async fn order(&self, live: &LiveRun) -> Result<AttemptOrder> {
@@ -32,6 +37,7 @@ impl Passes {
             definition: json(serde_json::to_value(definition))?,
             snapshot_sha256: snapshot.map(|snapshot| snapshot.digest.to_string()),
             environments: json(serde_json::to_value(&settings.environments))?,
+            containers: json(serde_json::to_value(self.containers(definition)))?,
             archive_limits: json(serde_json::to_value(settings.archive_limits))?,
             variables: self.variables(&run, definition.framework).await?,
             grace_seconds: settings.grace.as_secs(),
@@ -40,6 +46,27 @@ impl Passes {
             heartbeat_seconds: (self.options.patience.heartbeat_limit.as_secs() / 3).clamp(1, 60),
             spool_limit_bytes: settings.spool_limit_bytes,
         })
+    }
+
+    /// How the target runs containers, with the definition's own login before the configured ones.
+    fn containers(&self, definition: &Definition) -> ContainerSettings {
+        let target = self.options.targets.iter().find(|target| target.name == definition.target);
+        let mut settings = target.map(|target| target.containers.settings.clone()).unwrap_or_default();
+        let Some(container) = &definition.container else { return settings };
+        let Some(login) = &container.registry else { return settings };
+        let of_image = match &container.image {
+            ImageSource::Named { reference } => registry_of(reference),
+            ImageSource::Dockerfile { .. } => None,
+        };
+        let host = login.address.as_deref().or(of_image).unwrap_or(DEFAULT_REGISTRY).to_owned();
+        match self.options.seal.unseal(&login.sealed_password) {
+            Ok(password) => settings.logins.insert(0, Login { host, username: login.username.clone(), password }),
+            Err(error) => {
+                tracing::warn!(error = error.chain(), "the password of a registry cannot be opened");
+                settings.login_error = Some(format!("the password for {host} cannot be opened any more; submit the run again"));
+            }
+        }
+        settings
     }
 
     /// The variables of azureml-wire F.1, and those of F.2 that only the server can know.

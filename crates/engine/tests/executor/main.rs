@@ -117,6 +117,7 @@ fn order() -> AttemptOrder {
         definition: serde_json::Value::Null,
         snapshot_sha256: None,
         environments: serde_json::Value::Null,
+        containers: serde_json::Value::Null,
         archive_limits: serde_json::Value::Null,
         variables: Default::default(),
         grace_seconds: 1,

@@ -1,0 +1,323 @@
+//! What is in the cache, and what goes when it gets too big.
+//!
+//! An environment goes only while nobody builds it, nobody uses it and nobody has pinned it, and it goes at one stroke: it is renamed
+//! into the trash under both of its locks. So a crash at any instant leaves it whole or gone, and what lies in the trash is removed
+//! by the next one who tidies. Whoever was about to use it builds it again.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use serde::{Deserialize, Serialize};
+use trainyard_core::{Error, ErrorKind, Result, ids::EnvironmentHash};
+
+use super::{
+    cache::{BuilderLock, Cache},
+    measure::{Measured, bytes_of},
+    settings::EnvironmentSettings,
+    usage::{Unused, is_in_use},
+};
+
+/// Notes that were not written for this long are removed; they only save time.
+const NOTE_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// How often the size of the downloads is looked at: it takes a walk through all of them.
+const MEASURE_PAUSE: Duration = Duration::from_secs(3600);
+
+/// An environment in the cache.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CachedEnvironment {
+    /// Its identity.
+    pub hash: EnvironmentHash,
+    /// What it takes on the disk, files that are shared with the downloads included.
+    pub bytes: u64,
+    /// When a run last began or ended to use it, in microseconds since the epoch.
+    pub last_used_us: i64,
+    /// Whether it stays whatever happens.
+    pub pinned: bool,
+    /// Whether a run uses it now.
+    pub in_use: bool,
+}
+
+/// What is to go.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PruneOptions {
+    /// Environments go, the least recently used ones first, until the rest takes no more bytes than this. `None`: what the
+    /// settings say.
+    pub max_bytes: Option<u64>,
+    /// Environments that were not used for this many seconds go.
+    pub unused_for_seconds: Option<u64>,
+    /// The downloads go, too.
+    pub downloads: bool,
+    /// Nothing goes; what would go is told.
+    pub dry_run: bool,
+}
+
+/// What went.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pruned {
+    /// The environments that went, or would go.
+    pub removed: Vec<CachedEnvironment>,
+    /// What they took.
+    pub freed_bytes: u64,
+    /// How many environments are left, and what they take.
+    pub kept: u64,
+    /// See `kept`.
+    pub kept_bytes: u64,
+    /// What the downloads took that went, or would go.
+    pub downloads_bytes: u64,
+}
+
+/// The environments in the cache, the least recently used one first.
+pub fn cached(settings: &EnvironmentSettings) -> Vec<CachedEnvironment> {
+    Cache::at(&settings.cache_dir).map(|cache| inventory(&cache)).unwrap_or_default()
+}
+
+/// Keeps an environment from being removed. [`ErrorKind::NotFound`] if it is not in the cache.
+pub fn pin(settings: &EnvironmentSettings, hash: &EnvironmentHash) -> Result<()> {
+    let cache = open(settings)?;
+    if !cache.is_complete(hash) {
+        return Err(Error::new(ErrorKind::NotFound, format!("environment {hash} is not in the cache {}", cache.root().display())));
+    }
+    pin_in(&cache, hash).map_err(failed("failed to pin the environment"))
+}
+
+/// Lets an environment be removed again when room is needed; nothing happens if it was not pinned.
+pub fn unpin(settings: &EnvironmentSettings, hash: &EnvironmentHash) -> Result<()> {
+    match fs::remove_file(open(settings)?.pin_file(hash)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("failed to unpin the environment")(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Removes what is not needed. Blocks as long as removing takes.
+pub fn prune(settings: &EnvironmentSettings, options: &PruneOptions) -> Result<Pruned> {
+    let cache = open(settings)?;
+    let now = SystemTime::now();
+    let limit = options.max_bytes.unwrap_or(if settings.max_bytes == 0 { u64::MAX } else { settings.max_bytes });
+    let environments = inventory(&cache);
+    let is_old = |environment: &CachedEnvironment| {
+        options.unused_for_seconds.is_some_and(|seconds| age(environment, now) >= Duration::from_secs(seconds))
+    };
+    let mut kept_bytes: u64 = environments.iter().map(|environment| environment.bytes).sum();
+    let mut pruned = Pruned::default();
+    for environment in environments {
+        let goes = !environment.pinned && !environment.in_use && (is_old(&environment) || kept_bytes > limit);
+        if goes && (options.dry_run || evict(&cache, &environment.hash).map_err(failed("failed to remove an environment"))?) {
+            kept_bytes -= environment.bytes;
+            pruned.freed_bytes += environment.bytes;
+            pruned.removed.push(environment);
+        } else {
+            pruned.kept += 1;
+        }
+    }
+    pruned.kept_bytes = kept_bytes;
+    if options.downloads {
+        pruned.downloads_bytes = tree_bytes(&cache.packages());
+        if !options.dry_run && !clear_downloads(&cache).map_err(failed("failed to remove an environment"))? {
+            pruned.downloads_bytes = 0;
+        }
+    }
+    if !options.dry_run {
+        tidy(&cache, u64::MAX);
+    }
+    Ok(pruned)
+}
+
+fn failed(what: &'static str) -> impl Fn(io::Error) -> Error {
+    move |error| Error::new(ErrorKind::Internal, format!("{what}: {error}"))
+}
+
+fn open(settings: &EnvironmentSettings) -> Result<Cache> {
+    Cache::at(&settings.cache_dir).map_err(|error| Error::invalid(error.to_string()))
+}
+
+pub(super) fn pin_in(cache: &Cache, hash: &EnvironmentHash) -> io::Result<()> {
+    let pin = cache.pin_file(hash);
+    pin.parent().map_or(Ok(()), fs::create_dir_all)?;
+    fs::write(pin, "")
+}
+
+/// Removes, after a build, the least recently used environments until the rest takes no more than `max_bytes`; gives a sentence for each
+/// one. What was just built, what is used and what is pinned stays, whatever it takes.
+pub(super) fn make_room(cache: &Cache, max_bytes: u64, built: &EnvironmentHash) -> Vec<String> {
+    if max_bytes == 0 {
+        return Vec::new();
+    }
+    let environments = inventory(cache);
+    let mut bytes: u64 = environments.iter().map(|environment| environment.bytes).sum();
+    let now = SystemTime::now();
+    let mut told = Vec::new();
+    for environment in environments {
+        if bytes <= max_bytes {
+            break;
+        }
+        if environment.hash == *built || environment.pinned || environment.in_use {
+            continue;
+        }
+        let (hash, days) = (&environment.hash, age(&environment, now).as_secs() / 86_400);
+        match evict(cache, hash) {
+            Ok(true) => {
+                bytes -= environment.bytes;
+                let megabytes = environment.bytes >> 20;
+                told.push(format!(
+                    "environment {hash} ({megabytes} MB, not used for {days} days) was removed: environments may take {max_bytes} bytes (max_bytes)"
+                ));
+            }
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%hash, %error, "an environment could not be removed to make room"),
+        }
+    }
+    told
+}
+
+/// Takes an environment out of the cache; `false`: somebody builds or uses it, or it is pinned. It is gone at once, and removing its
+/// files goes on in the background.
+pub(super) fn evict(cache: &Cache, hash: &EnvironmentHash) -> io::Result<bool> {
+    let Some(_builder) = BuilderLock::try_acquire(&cache.lock_file(hash))? else { return Ok(false) };
+    let Some(_unused) = Unused::claim(&cache.use_file(hash))? else { return Ok(false) };
+    if cache.pin_file(hash).exists() {
+        return Ok(false);
+    }
+    if let Some(trash) = cache.trash(hash)? {
+        discard(trash);
+    }
+    Ok(true)
+}
+
+/// Everything complete in the cache, the least recently used one first.
+fn inventory(cache: &Cache) -> Vec<CachedEnvironment> {
+    let mut found: Vec<CachedEnvironment> =
+        hashes(cache).into_iter().filter(|hash| cache.is_complete(hash)).map(|hash| describe(cache, hash)).collect();
+    found.sort_by_key(|environment| environment.last_used_us);
+    found
+}
+
+fn hashes(cache: &Cache) -> Vec<EnvironmentHash> {
+    names(&cache.root_of_environments()).iter().filter_map(|name| name.parse().ok()).collect()
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect()
+}
+
+fn describe(cache: &Cache, hash: EnvironmentHash) -> CachedEnvironment {
+    let folder = cache.environment(&hash);
+    let bytes = cache.measured(&hash).or_else(|| Measured::of(&folder).ok()).map_or(0, |measured| measured.bytes);
+    let used = modified(&cache.use_file(&hash)).into_iter().chain(modified(&folder.join(".complete"))).max();
+    let used = used.and_then(|used| used.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+    CachedEnvironment {
+        bytes,
+        last_used_us: i64::try_from(used.as_micros()).unwrap_or(i64::MAX),
+        pinned: cache.pin_file(&hash).exists(),
+        in_use: is_in_use(&cache.use_file(&hash)),
+        hash,
+    }
+}
+
+fn modified(path: &Path) -> Option<SystemTime> {
+    fs::metadata(path).and_then(|metadata| metadata.modified()).ok()
+}
+
+fn age(environment: &CachedEnvironment, now: SystemTime) -> Duration {
+    let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    now.saturating_sub(Duration::from_micros(u64::try_from(environment.last_used_us).unwrap_or(0)))
+}
+
+/// Removes in the background what dead builders, interrupted removals and time have left behind, and the downloads if they take
+/// more than `max_bytes`.
+pub(super) fn tidy_in_background(cache: &Cache, max_bytes: u64) {
+    let cache = cache.clone();
+    std::thread::spawn(move || tidy(&cache, if max_bytes == 0 { u64::MAX } else { max_bytes }));
+}
+
+fn tidy(cache: &Cache, max_download_bytes: u64) {
+    for name in names(&cache.trash_folder()) {
+        remove(&cache.trash_folder().join(name));
+    }
+    for hash in hashes(cache) {
+        if !cache.is_complete(&hash)
+            && let Ok(Some(_builder)) = BuilderLock::try_acquire(&cache.lock_file(&hash))
+            && let Ok(Some(_unused)) = Unused::claim(&cache.use_file(&hash))
+            // Somebody may have finished it before the locks were free.
+            && !cache.is_complete(&hash)
+            && !cache.pin_file(&hash).exists()
+            && let Ok(Some(trash)) = cache.trash(&hash)
+        {
+            remove(&trash);
+        }
+    }
+    for kind in ["keys", "interpreters"] {
+        let folder = cache.root().join(kind);
+        for name in names(&folder) {
+            let note = folder.join(name);
+            if modified(&note).and_then(|written| written.elapsed().ok()).is_some_and(|age| age > NOTE_LIFETIME) {
+                let _ = fs::remove_file(note);
+            }
+        }
+    }
+    if max_download_bytes != u64::MAX && is_due(cache) && tree_bytes(&cache.packages()) > max_download_bytes {
+        match clear_downloads(cache) {
+            Ok(true) => tracing::info!(max_download_bytes, "the downloads of environments took too much and were removed"),
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "the downloads of environments could not be removed"),
+        }
+    }
+}
+
+/// Whether the downloads were not measured for a while; they are from now on.
+fn is_due(cache: &Cache) -> bool {
+    let note = cache.root().join("downloads/measured.json");
+    let fresh = modified(&note).and_then(|measured| measured.elapsed().ok()).is_some_and(|age| age < MEASURE_PAUSE);
+    if !fresh {
+        cache.note("downloads", "measured", &());
+    }
+    !fresh
+}
+
+/// Removes what uv keeps; `false`: somebody installs from it. Built environments do not notice: their files are their own.
+fn clear_downloads(cache: &Cache) -> io::Result<bool> {
+    let Some(_alone) = Unused::claim(&cache.downloads_lock())? else { return Ok(false) };
+    fs::create_dir_all(cache.trash_folder())?;
+    let trash = cache.trash_folder().join(format!("downloads.{}", std::process::id()));
+    match fs::rename(cache.packages(), &trash) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+        moved => moved?,
+    }
+    remove(&trash);
+    Ok(true)
+}
+
+/// What the files below `folder` take.
+fn tree_bytes(folder: &Path) -> u64 {
+    let (mut bytes, mut folders) = (0, vec![folder.to_owned()]);
+    while let Some(folder) = folders.pop() {
+        let Ok(entries) = fs::read_dir(folder) else { continue };
+        for entry in entries.flatten() {
+            let Ok(metadata) = entry.metadata() else { continue };
+            bytes += bytes_of(&metadata);
+            if metadata.is_dir() {
+                folders.push(entry.path());
+            }
+        }
+    }
+    bytes
+}
+
+fn discard(trash: PathBuf) {
+    std::thread::spawn(move || remove(&trash));
+}
+
+fn remove(path: &Path) {
+    match fs::remove_dir_all(path) {
+        // Two may be at the same.
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(path = %path.display(), %error, "something in the trash of environments can not be removed now");
+        }
+        _ => {}
+    }
+}
