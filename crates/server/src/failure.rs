@@ -32,7 +32,7 @@ impl Dialect {
         let second = segments.next().unwrap_or_default();
         let third = segments.next().unwrap_or_default();
         match (first.as_str(), second.as_str()) {
-            ("history" | "execution" | "artifact" | "content" | "metric", _) => Self::AzureMl,
+            ("history" | "execution" | "artifact" | "content" | "metric" | "environment", _) => Self::AzureMl,
             ("subscriptions" | "rp" | "metadata", _) => Self::Arm,
             ("discovery", _) => Self::Arm,
             ("api", _) => Self::Native,
@@ -87,6 +87,7 @@ mod tests {
             ("/history/v1.0/subscriptions/s", Dialect::AzureMl),
             ("/Execution/v1.0/x", Dialect::AzureMl),
             ("/artifact/v2.0/x", Dialect::AzureMl),
+            ("/environment/v1.0/x", Dialect::AzureMl),
             ("/subscriptions/s/resourceGroups/g", Dialect::Arm),
             ("/rp/workspaces/subscriptions", Dialect::Arm),
             ("/discovery/workspaces/x", Dialect::Arm),

@@ -17,8 +17,11 @@ use http::Method;
 
 use crate::{
     auth::{endpoints, guard},
-    azureml::{arm, artifacts, batch, computes, content, details, discovery, events, execution, experiments, lists, run_token, runs, tags},
-    native::{apps, attempts, drain, health, logs, runs as native_runs, whoami, workspaces},
+    azureml::{
+        arm, artifacts, batch, computes, content, details, discovery, environment_builds, environments, events, execution, experiments,
+        lists, run_token, runs, tags,
+    },
+    native::{apps, attempts, drain, environments as native_environments, health, logs, runs as native_runs, whoami, workspaces},
     state::AppState,
 };
 
@@ -51,7 +54,7 @@ pub fn route_list() -> Vec<RouteInfo> {
 
 /// The list. Add a line to the section of its prefix.
 pub(crate) fn table() -> Routes {
-    [operations, authentication, management, native, agents, history, execution, artifacts, content]
+    [operations, authentication, management, native, agents, history, execution, environment_service, artifacts, content]
         .into_iter()
         .fold(Routes::default(), |routes, section| section(routes))
 }
@@ -113,7 +116,15 @@ fn native(routes: Routes) -> Routes {
         .get(Access::Token, "/api/v1/drain", drain::get)
         .put(Access::Token, "/api/v1/drain", drain::put)
         .get(Access::Token, "/api/v1{W}/computes", native_runs::computes)
-        .get(Access::Token, "/api/v1{W}/environments/{hash}", native_runs::environment)
+        .get(Access::Token, "/api/v1/environments", native_environments::list_all)
+        .get(Access::Token, "/api/v1/environments/{hash}", native_environments::get_any)
+        .get(Access::Token, "/api/v1/environments/{hash}/lock", native_environments::lock_of_any)
+        .put(Access::Token, "/api/v1/environments/{hash}/pin", native_environments::pin)
+        .delete(Access::Token, "/api/v1/environments/{hash}/pin", native_environments::unpin)
+        .post(Access::Token, "/api/v1/environments/prune", native_environments::prune)
+        .get(Access::Token, "/api/v1{W}/environments", native_environments::list)
+        .get(Access::Token, "/api/v1{W}/environments/{hash}", native_environments::get)
+        .get(Access::Token, "/api/v1{W}/environments/{hash}/lock", native_environments::lock)
         .get(Access::Token, "/api/v1{W}/runs/{run}/attempts", native_runs::attempts)
         .get(Access::Token, "/api/v1{W}/runs/{run}/events", native_runs::events)
         .get(Access::Token, "/api/v1{W}/runs/{run}/logs/{*path}", logs::read_log)
@@ -175,6 +186,26 @@ fn execution(routes: Routes) -> Routes {
         "/execution/v1.0{WS}/experiments/{experiment}/runId/{run}/cancel",
         execution::cancel_run,
     )
+}
+
+/// Environments under names (azureml-wire E.2). The address without a version means the latest one.
+fn environment_service(routes: Routes) -> Routes {
+    let routes = ["", "/versions/{version}"].into_iter().fold(routes, |routes, version| {
+        let v1 = |rest: &str| format!("/environment/v1.0{{WS}}/environments/{{name}}{version}{rest}");
+        let v2 = |rest: &str| format!("/environment/v2.0{{WS}}/environments/{{name}}{version}{rest}");
+        routes
+            .get(Access::Token, &v1(""), environments::get)
+            .put(Access::Token, &v1(""), environments::put)
+            .put(Access::Token, &v1("/metadata"), environments::put_metadata)
+            .get(Access::Token, &v1("/image"), environments::image)
+            .post(Access::Token, &v1("/recipe"), environments::recipe)
+            .post(Access::Token, &v2("/image"), environment_builds::start)
+            .post(Access::Token, &v2("/imageoncompute/{compute}"), environment_builds::start)
+    });
+    routes
+        .get(Access::Token, "/environment/v1.0{WS}/environments", environments::list)
+        .get(Access::Token, "/environment/v1.0{WS}/environments/{name}/labels/{label}", environments::by_label)
+        .get(Access::Token, "/environment/v1.0{WS}/builds/{run}", environment_builds::status)
 }
 
 /// Artifacts of runs (azureml-wire C.9).

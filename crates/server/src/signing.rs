@@ -4,23 +4,20 @@
 //! of that, so that nothing in the URL can be exchanged. The key is 32 random bytes in a file that only the server's
 //! user can read; losing it ends every URL that is out, nothing else. Serving the bytes is left to `azureml::content`.
 
-use std::{
-    io::Write,
-    os::unix::fs::OpenOptionsExt,
-    path::{Path, PathBuf},
-};
+use std::path::Path;
 
-use aws_lc_rs::{hmac, rand};
+use aws_lc_rs::hmac;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use jiff::{Timestamp, fmt::strtime};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use trainyard_core::{Error, ErrorKind, Result, ids::WorkspaceId};
 
+use crate::key_file;
+
 /// A URL may be used this long before it was made, for clients whose clock is behind.
 pub(crate) const CLOCK_SKEW_US: i64 = 10 * 60 * 1_000_000;
 /// The version that the URLs name; part of what clients expect to see.
 const SERVICE_VERSION: &str = "2019-02-02";
-const KEY_BYTES: usize = 32;
 /// What a path segment keeps as it is: RFC 3986 unreserved, and the slash between segments.
 const PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
 /// What a query value keeps as it is: RFC 3986 unreserved.
@@ -84,15 +81,7 @@ impl UrlSigner {
     /// # Errors
     /// [`ErrorKind::Internal`] when the file can neither be read nor made, or does not hold a key.
     pub fn open(path: &Path) -> Result<Self> {
-        let bytes = match std::fs::read(path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => make_key(path)?,
-            Err(error) => return Err(key_error(path, "could not be read").with_source(error)),
-        };
-        if bytes.len() != KEY_BYTES {
-            return Err(key_error(path, "does not hold 32 bytes; move it away and the server makes a new one"));
-        }
-        Ok(Self::from_key(&bytes))
+        Ok(Self::from_key(&key_file::open(path, "the key of signed URLs")?))
     }
 
     /// A signer with this key.
@@ -153,28 +142,6 @@ fn parse_instant(text: &str) -> Option<i64> {
     text.parse::<Timestamp>().ok().map(Timestamp::as_microsecond)
 }
 
-fn key_error(path: &Path, what: &str) -> Error {
-    Error::new(ErrorKind::Internal, format!("the key of signed URLs, {}, {what}", path.display()))
-}
-
-/// Writes a new key beside `path` and moves it there, so that a crash never leaves half a key.
-fn make_key(path: &Path) -> Result<Vec<u8>> {
-    let mut key = vec![0; KEY_BYTES];
-    rand::fill(&mut key).map_err(|_| key_error(path, "could not be made: the system gives no random bytes"))?;
-    let staged = PathBuf::from(format!("{}.new", path.display()));
-    let write = || -> std::io::Result<()> {
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder)?;
-        }
-        let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&staged)?;
-        file.write_all(&key)?;
-        file.sync_all()?;
-        std::fs::rename(&staged, path)
-    };
-    write().map_err(|error| key_error(path, "could not be made").with_source(error))?;
-    Ok(key)
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -182,6 +149,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::key_file::KEY_BYTES;
 
     const NOW_US: i64 = 1_733_431_493_500_000;
 

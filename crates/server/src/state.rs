@@ -5,11 +5,11 @@
 use std::{ops::Deref, sync::Arc, time::Duration};
 
 use trainyard_core::{archive::ArchiveLimits, ids::TenantId};
-use trainyard_engine::Handle;
+use trainyard_engine::{Handle, environment::EnvironmentSettings};
 use trainyard_store::Store;
 use url::Url;
 
-use crate::{Metrics, auth::Tokens, signing::UrlSigner};
+use crate::{Metrics, auth::Tokens, curated::CuratedEnvironment, sealing::Sealer, signing::UrlSigner};
 
 /// Shared by all requests.
 #[derive(Clone)]
@@ -39,6 +39,8 @@ pub struct Inner {
     pub tokens: Tokens,
     /// Makes and checks URLs that need no token.
     pub url_signer: UrlSigner,
+    /// Seals passwords before they are stored.
+    pub sealer: Arc<Sealer>,
     /// How this server was configured.
     pub settings: ServerSettings,
     /// PEM of the private CA (or of the configured chain), for documents that hand it out.
@@ -60,6 +62,10 @@ pub struct ServerSettings {
     pub limits: Limits,
     /// How long a signed content URL is good for.
     pub url_signing_ttl: Duration,
+    /// Where environments are cached on this machine.
+    pub environments: EnvironmentSettings,
+    /// Environments that the configuration gives a name.
+    pub curated: Vec<CuratedEnvironment>,
 }
 
 /// Limits on requests, in bytes unless the name says otherwise.

@@ -59,6 +59,7 @@ pub(crate) fn component(path: &str) -> &'static str {
         "artifact" => "artifact",
         "content" => "project-content",
         "metric" => "metric",
+        "environment" => "environment",
         _ => "run-history",
     }
 }

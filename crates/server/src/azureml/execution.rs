@@ -16,24 +16,27 @@ use trainyard_core::{
     Error, ErrorKind, Result,
     access::Action,
     definition::{Definition, Entry},
-    ids::{ComputeName, ExperimentName, RunId},
+    ids::{ExperimentName, RunId},
     run::{Desired, Ownership, Retries, RunEvent, RunState, TimelineEntry},
 };
-use trainyard_engine::RunKey;
+use trainyard_engine::{RunKey, Target};
 use trainyard_store::{
     experiments::Experiment,
     runs::{Created, NewRun, NewSnapshot, RunRecord, RunWarning},
     transitions::Applied,
 };
-use trainyard_wire::azureml::execution::{RunIdAnswer, SubmissionEnvelope};
+use trainyard_wire::azureml::execution::{RunIdAnswer, SubmissionEnvelope, SubmittedConfiguration};
 use uuid::Uuid;
 
 use super::{
+    conda_file,
     convert::{
+        container::{Rules, TargetRule},
         definition::{Converted, to_definition},
         runs::managed_extra,
     },
     error::AzureError,
+    references,
 };
 use crate::{
     context::Context,
@@ -54,7 +57,7 @@ pub(crate) async fn start_run(
     let experiment = experiment_name(&path)?;
     let asked_id = query.get("runId").map(RunId::new).transpose().map_err(|error| error.with_target("runId"))?;
     let submission = read_submission(&state, request).await?;
-    let accepted = Accepted::parse(&state, &submission)?;
+    let accepted = Accepted::parse(&state, &context, &submission).await?;
     let run = accept(&state, &context, (experiment, asked_id), (accepted, submission)).await?;
     Ok(Json(RunIdAnswer { run_id: run.to_string() }))
 }
@@ -93,13 +96,13 @@ fn experiment_name(path: &BTreeMap<String, String>) -> Result<ExperimentName> {
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// A submission that was found good.
-struct Accepted {
+pub(super) struct Accepted {
     envelope: SubmissionEnvelope,
     converted: Converted,
 }
 
 impl Accepted {
-    fn parse(state: &AppState, submission: &Submission) -> Result<Self> {
+    async fn parse(state: &AppState, context: &Context, submission: &Submission) -> Result<Self> {
         let about = |error: Error| if error.target().is_some() { error } else { error.with_target("runDefinitionFile") };
         let text = submission.definition.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&submission.definition);
         let document: Value = serde_json::from_slice(text).map_err(|error| {
@@ -110,18 +113,35 @@ impl Accepted {
                 reason(&error)
             )))
         })?;
-        let envelope = SubmissionEnvelope::read(document)
-            .map_err(|error| Error::invalid(error.to_string()).with_target(error.path.clone()))
-            .map_err(about)?;
-        let targets: Vec<ComputeName> = state.engine.targets().iter().map(|target| target.name.clone()).collect();
-        let mut converted = to_definition(&envelope.configuration, &targets).map_err(about)?;
-        if let Entry::Script { path } = &mut converted.definition.entry {
+        let mut envelope = Self::read(document).map_err(about)?;
+        conda_file::inline(&mut envelope.configuration, submission, state.settings.limits.archive).await?;
+        references::resolve(state, context, &mut envelope.configuration).await?;
+        let mut accepted = Self::of(state, envelope).map_err(about)?;
+        if let Entry::Script { path } = &mut accepted.converted.definition.entry {
             *path = submission.plan.find_script(path).map_err(|error| error.with_target("Configuration.Script"))?.to_owned();
         }
-        if envelope.snapshot_id.is_some() {
-            converted.warnings.push("SnapshotId is not used: the code is the zip that came with the definition".to_owned());
+        if accepted.envelope.snapshot_id.is_some() {
+            accepted.converted.warnings.push("SnapshotId is not used: the code is the zip that came with the definition".to_owned());
         }
+        Ok(accepted)
+    }
+
+    /// The definition that a document is; nothing is looked up or found possible yet.
+    pub(super) fn read(document: Value) -> Result<SubmissionEnvelope> {
+        SubmissionEnvelope::read(document).map_err(|error| Error::invalid(error.to_string()).with_target(error.path.clone()))
+    }
+
+    /// A definition in which everything stands itself, found possible.
+    pub(super) fn of(state: &AppState, envelope: SubmissionEnvelope) -> Result<Self> {
+        let converted = Self::convert(state, &envelope.configuration)?;
         Ok(Self { envelope, converted })
+    }
+
+    /// What is executed for a configuration on this server.
+    pub(super) fn convert(state: &AppState, submitted: &SubmittedConfiguration) -> Result<Converted> {
+        let rule = |target: &Target| TargetRule { name: target.name.clone(), containers: target.containers.policy };
+        let targets: Vec<TargetRule> = state.engine.targets().iter().map(rule).collect();
+        to_definition(submitted, Rules { targets: &targets, sealer: &state.sealer })
     }
 }
 
@@ -171,6 +191,22 @@ async fn accept(
             Ok(id)
         }
         Created::Existing(existing) if existing.request_digest.as_ref() == Some(&digest) => Ok(id),
+        Created::Existing(_) => Err(taken(&id)),
+    }
+}
+
+/// Stores a run that has no code: it begins in an empty folder.
+pub(super) async fn start_without_code(state: &AppState, context: &Context, name: ExperimentName, accepted: Accepted) -> Result<RunId> {
+    let experiment = get_or_create(state, context, name).await?;
+    let id = generated_id(&experiment.name, context.now_us)?;
+    let target = accepted.converted.definition.target.clone();
+    let record = record(context, &experiment, id.clone(), accepted);
+    let first_event = TimelineEntry::run("Queued", json!({ "Target": target }));
+    match state.store.create_run(NewRun { record, first_event, snapshot: None }).await? {
+        Created::New(_) => {
+            state.engine.submitted(&target);
+            Ok(id)
+        }
         Created::Existing(_) => Err(taken(&id)),
     }
 }

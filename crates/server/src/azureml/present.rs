@@ -69,6 +69,8 @@ impl<'a> Presenter<'a> {
         };
         let root_uuid = self.uuid(&run.root).await?;
         let queueing = self.queueing(&run).await?;
+        let preparation =
+            run.attempt.filter(|_| run.state == RunState::Preparing).and_then(|attempt| self.state.engine.preparation(attempt));
         let seen = Viewpoint {
             base_url: &self.context.base_url,
             workspace_path: &self.workspace_path,
@@ -76,7 +78,7 @@ impl<'a> Presenter<'a> {
             tenant: self.state.settings.tenant,
             targets: self.state.engine.targets(),
         };
-        Ok(to_dto(run, &seen, Related { parent_uuid, root_uuid, queueing }))
+        Ok(to_dto(run, &seen, Related { parent_uuid, root_uuid, queueing, preparation }))
     }
 
     async fn uuid(&mut self, id: &RunId) -> Result<Option<Uuid>> {

@@ -176,6 +176,7 @@ async fn take(state: &AppState, agent: &AgentContext, report: Report) -> Result<
             apply(state, agent, RunEvent::Preparing { attempt }).await
         }
         Report::EnvironmentReady { hash, spec, lock, warnings } => {
+            state.engine.end_preparation(attempt);
             if let Some(hash) = hash {
                 let hash = EnvironmentHash::new(hash)?;
                 let record = EnvironmentRecord { hash: hash.clone(), spec, lock: lock.unwrap_or(Value::Null), created_us: now_us() };
@@ -184,10 +185,20 @@ async fn take(state: &AppState, agent: &AgentContext, report: Report) -> Result<
             }
             warn(state, agent, "environment", warnings).await
         }
-        Report::Started => apply(state, agent, RunEvent::Started { attempt }).await,
+        Report::Progress { progress } => {
+            let progress =
+                serde_json::from_value(progress).map_err(|error| Error::invalid(format!("the progress cannot be read: {error}")))?;
+            state.engine.set_preparation(attempt, progress);
+            Ok(())
+        }
+        Report::Started => {
+            state.engine.end_preparation(attempt);
+            apply(state, agent, RunEvent::Started { attempt }).await
+        }
         Report::Alive => Ok(()),
         Report::Warning { message } => warn(state, agent, "agent", vec![message]).await,
         Report::Ended { cause } => {
+            state.engine.end_preparation(attempt);
             let cause: Cause =
                 serde_json::from_value(cause).map_err(|error| Error::invalid(format!("the cause cannot be read: {error}")))?;
             apply(state, agent, RunEvent::Ended { attempt, cause }).await

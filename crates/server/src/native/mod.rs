@@ -3,6 +3,7 @@
 pub(crate) mod apps;
 pub(crate) mod attempts;
 pub(crate) mod drain;
+pub(crate) mod environments;
 pub(crate) mod error;
 pub(crate) mod grants;
 pub(crate) mod health;

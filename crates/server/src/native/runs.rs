@@ -1,4 +1,4 @@
-//! What the command line asks about runs that no foreign dialect tells: attempts, timeline, environments, computes.
+//! What the command line asks about runs that no foreign dialect tells: attempts, timeline, computes.
 
 use std::collections::BTreeMap;
 
@@ -6,12 +6,8 @@ use axum::{
     Json,
     extract::{Path, State},
 };
-use trainyard_core::{
-    Error, Result,
-    access::Action,
-    ids::{EnvironmentHash, RunId},
-};
-use trainyard_wire::native::{Attempt, Compute, Environment, Event};
+use trainyard_core::{Error, Result, access::Action, ids::RunId};
+use trainyard_wire::native::{Attempt, Compute, Event};
 
 use super::error::NativeError;
 use crate::{context::Context, query::Query, state::AppState};
@@ -50,6 +46,7 @@ pub(crate) async fn attempts(
             started: row.started_us.map(crate::clock::rfc3339),
             ended: row.ended_us.map(crate::clock::rfc3339),
             cause: row.cause.map(serde_json::to_value).transpose().map_err(Error::internal)?,
+            preparation: state.engine.preparation(row.id).map(serde_json::to_value).transpose().map_err(Error::internal)?,
         })
     });
     Ok(Json(attempts.collect::<Result<_>>()?))
@@ -73,19 +70,6 @@ pub(crate) async fn events(
     let events =
         rows.into_iter().map(|row| Event { seq: row.seq, timestamp: crate::clock::rfc3339(row.at_us), name: row.name, data: row.data });
     Ok(Json(events.collect()))
-}
-
-/// `GET {W}/environments/{hash}`: what was installed for an environment that a run of this workspace used.
-pub(crate) async fn environment(
-    State(state): State<AppState>,
-    context: Context,
-    Path(path): Path<BTreeMap<String, String>>,
-) -> Result<Json<Environment>, NativeError> {
-    context.allow(Action::Read)?;
-    let hash = EnvironmentHash::new(path.get("hash").map(String::as_str).unwrap_or_default())?;
-    let record = state.store.environment(&hash).await?.ok_or_else(|| Error::not_found(format!("environment `{hash}` was not found")))?;
-    let created = crate::clock::rfc3339(record.created_us);
-    Ok(Json(Environment { hash: record.hash.to_string(), spec: record.spec, lock: record.lock, created }))
 }
 
 /// `GET {W}/computes`: the targets with their load.

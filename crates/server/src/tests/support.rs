@@ -18,7 +18,7 @@ use trainyard_core::{
     run::RetryPolicy,
 };
 use trainyard_engine::{
-    EngineOptions, Handle, OrderSettings, Patience, Target,
+    EngineOptions, Handle, OrderSettings, Patience, Target, TargetContainers,
     environment::{EnvironmentSettings, PythonFallback},
     executor::{Executor, Observation},
 };
@@ -30,6 +30,7 @@ use crate::{
     AppState, Inner, Limits, Metrics, ServerSettings, app,
     auth::{Tokens, secrets, tokens::AppTokenRequest},
     clock,
+    sealing::Sealer,
     signing::UrlSigner,
 };
 
@@ -116,11 +117,20 @@ impl TestServer {
         let tenant: TenantId = TENANT.parse().unwrap();
         let public_url: url::Url = "https://localhost:8443".parse().unwrap();
         let tokens = Tokens::open(dir.path(), tenant, &public_url).unwrap();
-        let engine = stopped_engine(dir.path(), &store, &tokens).await;
+        let sealer = Arc::new(Sealer::open(&dir.path().join("keys/seal")).unwrap());
+        let engine = stopped_engine(dir.path(), &store, (&tokens, &sealer)).await;
         let url_signer = UrlSigner::open(&dir.path().join("keys/urls")).unwrap();
         let limits = Limits { max_json_bytes: 10_000, ..Limits::default() };
-        let settings = ServerSettings { public_url, tenant, region: "local".into(), limits, url_signing_ttl: Duration::from_secs(60) };
-        let inner = Inner { store, engine, tokens, url_signer, settings, ca_pem: String::new(), metrics: Metrics::default() };
+        let settings = ServerSettings {
+            public_url,
+            tenant,
+            region: "local".into(),
+            limits,
+            url_signing_ttl: Duration::from_secs(60),
+            environments: EnvironmentSettings { cache_dir: dir.path().join("environments"), ..EnvironmentSettings::default() },
+            curated: vec![],
+        };
+        let inner = Inner { store, engine, tokens, url_signer, sealer, settings, ca_pem: String::new(), metrics: Metrics::default() };
         let state = AppState::new(inner);
         let workspace = add_workspace(&state, "lab").await;
         Self { _dir: dir, router: app(state.clone()), state, workspace }
@@ -200,13 +210,14 @@ pub(crate) async fn add_workspace(state: &AppState, name: &str) -> Workspace {
     workspace
 }
 
-async fn stopped_engine(dir: &Path, store: &Store, tokens: &Tokens) -> Handle {
+async fn stopped_engine(dir: &Path, store: &Store, (tokens, sealer): (&Tokens, &Arc<Sealer>)) -> Handle {
     let target = |name: &str, slots| Target {
         name: ComputeName::new(name).unwrap(),
         slots,
         engine: "local",
         retries: NO_RETRY,
         executor: Arc::new(Nowhere),
+        containers: TargetContainers::default(),
     };
     let environments = EnvironmentSettings {
         cache_dir: dir.join("environments"),
@@ -215,6 +226,7 @@ async fn stopped_engine(dir: &Path, store: &Store, tokens: &Tokens) -> Handle {
         offline: true,
         conda_channels: vec![],
         tools_dir: dir.join("tools"),
+        ..EnvironmentSettings::default()
     };
     let orders = OrderSettings {
         endpoint: format!("https://{HOST}"),
@@ -226,7 +238,14 @@ async fn stopped_engine(dir: &Path, store: &Store, tokens: &Tokens) -> Handle {
     };
     let targets = vec![target("cpu-cluster", 2), target("local", 1)];
     let patience = Patience { heartbeat_limit: Duration::from_secs(30), silence_limit: None };
-    let engine = Handle::start(EngineOptions { store: store.clone(), targets, orders, tokens: Arc::new(tokens.clone()), patience });
+    let engine = Handle::start(EngineOptions {
+        store: store.clone(),
+        targets,
+        orders,
+        tokens: Arc::new(tokens.clone()),
+        seal: sealer.clone(),
+        patience,
+    });
     engine.shutdown().await;
     engine
 }

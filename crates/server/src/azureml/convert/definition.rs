@@ -12,7 +12,6 @@ use serde_json::Value;
 use trainyard_core::{
     Error, Result,
     definition::{self, Definition, Entry, History},
-    ids::ComputeName,
     run::RetryWish,
 };
 use trainyard_wire::{
@@ -27,6 +26,7 @@ use trainyard_wire::{
 };
 
 use super::{
+    container::{Rules, TargetRule, to_container},
     environment::{self, ConvertedEnvironment},
     refusals,
 };
@@ -64,25 +64,28 @@ impl Places<'_> {
     }
 }
 
-/// Validates `submitted` and converts it for execution on one of `known_targets`.
+/// Validates `submitted` and converts it for execution on one of the targets of `rules`.
 ///
 /// # Errors
 /// [`trainyard_core::ErrorKind::Invalid`] for what cannot be meant, [`trainyard_core::ErrorKind::Unsupported`] for what this server
 /// does not act on; the target of the error is the path of the property, as the client spelt it.
-pub(crate) fn to_definition(submitted: &SubmittedConfiguration, known_targets: &[ComputeName]) -> Result<Converted> {
+pub(crate) fn to_definition(submitted: &SubmittedConfiguration, rules: Rules<'_>) -> Result<Converted> {
     let SubmittedConfiguration { asked, spelling } = submitted;
     let places = Places(spelling);
     if let Some(refusal) = refusals::first(asked) {
         return Err(refusal.into_error(places));
     }
-    let ConvertedEnvironment { spec, warnings } = environment::to_spec(asked.environment.as_ref(), places)?;
+    let ConvertedEnvironment { spec, variables, mut warnings } = environment::to_spec(asked.environment.as_ref(), places)?;
+    let target = target(asked, rules.targets, places)?;
+    let container = to_container(asked, (&spec, target), rules.sealer, places, &mut warnings)?;
     let definition = Definition {
         entry: entry(asked, places)?,
         arguments: arguments(asked, places)?,
-        target: target(asked, known_targets, places)?,
+        target: target.name.clone(),
         framework: framework(asked.framework),
         environment: spec,
-        environment_variables: environment_variables(asked, places)?,
+        container,
+        environment_variables: environment_variables(asked, variables, places)?,
         max_run_duration_seconds: max_run_duration(asked, places)?,
         priority: asked.priority.unwrap_or(0),
         history: history(asked, places)?,
@@ -145,13 +148,13 @@ fn arguments(asked: &RunConfiguration, places: Places<'_>) -> Result<Vec<String>
     }
 }
 
-fn target(asked: &RunConfiguration, known: &[ComputeName], places: Places<'_>) -> Result<ComputeName> {
+fn target<'a>(asked: &RunConfiguration, known: &'a [TargetRule], places: Places<'_>) -> Result<&'a TargetRule> {
     let name = asked.target.as_deref().map(str::trim).filter(|name| !name.is_empty()).unwrap_or("local");
-    let exact = known.iter().find(|target| target.as_str() == name);
-    if let Some(found) = exact.or_else(|| known.iter().find(|target| target.as_str().eq_ignore_ascii_case(name))) {
-        return Ok(found.clone());
+    let exact = known.iter().find(|target| target.name.as_str() == name);
+    if let Some(found) = exact.or_else(|| known.iter().find(|target| target.name.as_str().eq_ignore_ascii_case(name))) {
+        return Ok(found);
     }
-    let mut names: Vec<&str> = known.iter().map(ComputeName::as_str).collect();
+    let mut names: Vec<&str> = known.iter().map(|target| target.name.as_str()).collect();
     names.sort_unstable();
     let shown: String = name.chars().take(80).collect();
     Err(Error::invalid(format!("target `{shown}` is not configured; known targets: {}", names.join(", ")))
@@ -168,11 +171,14 @@ fn framework(framework: Framework) -> definition::Framework {
     }
 }
 
-/// The environment's variables overridden by the run's; a null of the run takes a variable of the environment away.
-fn environment_variables(asked: &RunConfiguration, places: Places<'_>) -> Result<BTreeMap<String, String>> {
+/// `variables` of the conda specification, overridden by the environment's, overridden by the run's; a null takes a variable away.
+fn environment_variables(
+    asked: &RunConfiguration,
+    mut variables: BTreeMap<String, String>,
+    places: Places<'_>,
+) -> Result<BTreeMap<String, String>> {
     let none = TextMap::new();
     let own = asked.environment.as_ref().map_or(&none, |environment| &environment.environment_variables);
-    let mut variables = BTreeMap::new();
     for (property, map) in [("Environment.EnvironmentVariables", own), ("EnvironmentVariables", &asked.environment_variables)] {
         for (name, value) in map {
             let place = || format!("{property}.{}", name.escape_debug());
@@ -239,12 +245,15 @@ fn document(asked: &RunConfiguration, definition: &Definition) -> Result<Value> 
     let environment = shown.environment.get_or_insert_with(EnvironmentDefinition::default);
     environment.python.get_or_insert_default();
     drop(environment.docker.get_or_insert_default().base_image_registry.take_password());
-    let mut document = serde_json::to_value(shown).map_err(Error::internal)?;
-    // A word of our own: shown to those who use it.
-    if asked.retries.is_none()
-        && let Some(document) = document.as_object_mut()
-    {
-        document.remove("retries");
+    let mut document = serde_json::to_value(&shown).map_err(Error::internal)?;
+    // Words of our own: shown to those who use them.
+    if let Some(document) = document.as_object_mut() {
+        if asked.retries.is_none() {
+            document.remove("retries");
+        }
+        if let Some(environment) = &shown.environment {
+            document.insert("environment".to_owned(), environment.document());
+        }
     }
     Ok(document)
 }

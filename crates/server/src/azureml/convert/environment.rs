@@ -2,12 +2,14 @@
 //!
 //! What is refused outright is in [`super::refusals`]; the conda specification is read by core.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 use trainyard_core::{
     Error, ErrorKind, Result,
     environment::{EnvironmentSpec, PythonEnvironment, parse_conda},
 };
-use trainyard_wire::azureml::environments::{DockerSection, EnvironmentDefinition, PythonSection};
+use trainyard_wire::azureml::environments::{EnvironmentDefinition, PythonSection};
 
 use super::definition::Places;
 
@@ -16,6 +18,8 @@ use super::definition::Places;
 pub(crate) struct ConvertedEnvironment {
     /// What is prepared.
     pub(crate) spec: EnvironmentSpec,
+    /// Variables that the conda specification sets; every other word on a variable goes before these.
+    pub(crate) variables: BTreeMap<String, String>,
     /// Sentences for the run's warnings.
     pub(crate) warnings: Vec<String>,
 }
@@ -23,14 +27,16 @@ pub(crate) struct ConvertedEnvironment {
 /// Converts `asked`; without one the run gets a plain Python, and a warning that says so.
 pub(crate) fn to_spec(asked: Option<&EnvironmentDefinition>, places: Places<'_>) -> Result<ConvertedEnvironment> {
     let python = asked.and_then(|asked| asked.python.as_ref());
-    let docker = asked.and_then(|asked| asked.docker.as_ref());
-    if let Some(asked) = asked
-        && python.is_none()
-        && docker.is_none()
-    {
-        refuse_reference(asked, places)?;
+    let mut warnings: Vec<String> = Vec::new();
+    let mut variables = BTreeMap::new();
+    if asked.is_some_and(|asked| asked.is_reference() || (asked.same_as_run.is_some() && asked.lock.is_none())) {
+        return Err(Error::internal("an environment that is only named was not looked up before it was converted"));
     }
-    let mut warnings: Vec<String> = docker.map(|docker| image_warnings(docker, places)).unwrap_or_default();
+    if let Some(lock) = asked.and_then(|asked| asked.lock.as_ref()) {
+        let (spec, more) = super::lock::to_spec(lock, python, places)?;
+        warnings.extend(more);
+        return Ok(ConvertedEnvironment { spec, variables, warnings });
+    }
     let spec = match python {
         Some(python) if python.user_managed_dependencies => EnvironmentSpec::UserManaged { interpreter_path: interpreter(python, places)? },
         Some(python) => {
@@ -42,32 +48,31 @@ pub(crate) fn to_spec(asked: Option<&EnvironmentDefinition>, places: Places<'_>)
                     places.path("Environment.Python.UserManagedDependencies")
                 ));
             }
+            refuse_unread_file(python, places)?;
             let place = places.path("Environment.Python.CondaDependencies");
             let conda = parse_conda(python.conda_dependencies.as_ref().unwrap_or(&Value::Null), &place)?;
             warnings.extend(conda.warnings);
-            EnvironmentSpec::Python(conda.environment)
+            variables = conda.variables;
+            conda.environment
         }
         None => {
             warnings.push(format!("{} is not given: the run has a Python without packages", places.path("Environment.Python")));
             EnvironmentSpec::Python(PythonEnvironment::default())
         }
     };
-    Ok(ConvertedEnvironment { spec, warnings })
+    Ok(ConvertedEnvironment { spec, variables, warnings })
 }
 
-/// A bare name means an environment that was registered before.
-fn refuse_reference(asked: &EnvironmentDefinition, places: Places<'_>) -> Result<()> {
-    let named = [("Environment.Name", &asked.name), ("Environment.AssetId", &asked.asset_id)];
-    let Some((property, name)) = named.into_iter().find_map(|(property, name)| Some((property, name.as_deref()?))) else {
-        return Ok(());
-    };
-    let path = places.path(property);
-    let shown: String = name.chars().take(80).collect();
-    let message = format!(
-        "{path} = `{shown}` names a registered environment, and this server keeps none yet: send the environment itself, in {}",
-        places.path("Environment.Python.CondaDependencies")
-    );
-    Err(Error::new(ErrorKind::Unsupported, message).with_target(path))
+/// A file of the snapshot is read before the conversion, where there is a snapshot.
+fn refuse_unread_file(python: &PythonSection, places: Places<'_>) -> Result<()> {
+    let named = python.conda_dependencies_file.as_deref().is_some_and(|name| !name.trim().is_empty());
+    if named && python.conda_dependencies.is_none() {
+        let path = places.path("Environment.Python.CondaDependenciesFile");
+        let instead = places.path("Environment.Python.CondaDependencies");
+        let message = format!("{path} names a file of a snapshot, and there is none here: describe the packages in {instead} itself");
+        return Err(Error::new(ErrorKind::Unsupported, message).with_target(path));
+    }
+    Ok(())
 }
 
 fn interpreter(python: &PythonSection, places: Places<'_>) -> Result<String> {
@@ -77,20 +82,4 @@ fn interpreter(python: &PythonSection, places: Places<'_>) -> Result<String> {
         return Err(places.invalid("Environment.Python.InterpreterPath", rest));
     }
     Ok(path.to_owned())
-}
-
-/// What is said about a container image that is only named.
-fn image_warnings(docker: &DockerSection, places: Places<'_>) -> Vec<String> {
-    let mut warnings = Vec::new();
-    if let Some(image) = docker.base_image.as_deref().filter(|image| !image.trim().is_empty()) {
-        warnings
-            .push(format!("{} = `{image}` is not used: the run does not go into a container", places.path("Environment.Docker.BaseImage")));
-    }
-    if docker.base_image_registry.password.as_deref().is_some_and(|password| !password.is_empty()) {
-        warnings.push(format!(
-            "{} was thrown away and not stored: no image is pulled for the run",
-            places.path("Environment.Docker.BaseImageRegistry.Password")
-        ));
-    }
-    warnings
 }

@@ -49,7 +49,8 @@ pub(crate) fn first(asked: &RunConfiguration) -> Option<Refusal> {
 const ONE_PROCESS: &str = "a run is one process on one node; leave it at its default";
 const TARGET: &str = "runs go to a configured target; leave it out and name one in Target";
 const DATA: &str = "nothing is mounted or copied for a run; let the script fetch its data, and write results to `outputs`";
-const CONTAINER: &str = "runs do not go into containers; leave it out and describe the packages in Environment.Python.CondaDependencies";
+const CONTEXT: &str =
+    "images are built without a context; give the Dockerfile as text in Environment.Docker.BaseDockerfile, or name a built image";
 const PACKAGES: &str = "only Python and pip packages are installed; leave it out and use Environment.Python.CondaDependencies";
 
 fn refusal(asks_too_much: bool, property: impl Into<String>, asks: impl Into<String>, advice: &'static str) -> Option<Refusal> {
@@ -175,7 +176,6 @@ fn identities(asked: &RunConfiguration) -> Vec<Option<Refusal>> {
 fn machines(asked: &RunConfiguration) -> Vec<Option<Refusal>> {
     let (cluster, instance) = (&asked.aml_compute, &asked.container_instance);
     let mut found = vec![
-        flag("Docker.UseDocker", asked.docker.use_docker, CONTAINER),
         text("AmlCompute.Name", cluster.name.as_ref(), TARGET),
         text("AmlCompute.VmSize", cluster.vm_size.as_ref(), TARGET),
         text("AmlCompute.VmPriority", cluster.vm_priority.as_ref(), TARGET),
@@ -225,22 +225,10 @@ fn environment(asked: &EnvironmentDefinition) -> Vec<Option<Refusal>> {
 }
 
 fn docker(asked: &DockerSection) -> Vec<Option<Refusal>> {
-    vec![
-        flag("Environment.Docker.Enabled", asked.enabled, CONTAINER),
-        refusal(
-            asked.base_dockerfile.as_deref().is_some_and(|text| !text.trim().is_empty()),
-            "Environment.Docker.BaseDockerfile",
-            " is given and",
-            CONTAINER,
-        ),
-        refusal(asked.build_context.is_some(), "Environment.Docker.BuildContext", " is given and", CONTAINER),
-    ]
+    vec![refusal(asked.build_context.is_some(), "Environment.Docker.BuildContext", " is given and", CONTEXT)]
 }
 
 fn python(asked: &PythonSection) -> Vec<Option<Refusal>> {
     let inline = "describe the packages in Environment.Python.CondaDependencies itself";
-    vec![
-        text("Environment.Python.BaseCondaEnvironment", asked.base_conda_environment.as_ref(), inline),
-        text("Environment.Python.CondaDependenciesFile", asked.conda_dependencies_file.as_ref(), inline),
-    ]
+    vec![text("Environment.Python.BaseCondaEnvironment", asked.base_conda_environment.as_ref(), inline)]
 }

@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, time::Duration};
 use serde_json::{Map, Value, json};
 use trainyard_core::{
     Error, ErrorKind, Result,
+    environment::Progress,
     ids::{RunId, TenantId},
     run::{Desired, Ownership, Retries, RunState},
 };
@@ -53,6 +54,8 @@ pub(crate) struct Related {
     pub(crate) root_uuid: Option<Uuid>,
     /// Why it waits.
     pub(crate) queueing: Option<QueueingInfo>,
+    /// What its preparation is at.
+    pub(crate) preparation: Option<Progress>,
 }
 
 /// A run as clients see it.
@@ -68,6 +71,9 @@ pub(crate) fn to_dto(run: RunRecord, seen: &Viewpoint<'_>, related: Related) -> 
     let (compute, compute_request) = compute(&run, seen).unzip();
     let created_by = created_by(&run.created_by, seen.tenant);
     let mut extra = Extra(run.extra);
+    if let Some(preparation) = &related.preparation {
+        extra.0.insert(PREPARATION.to_owned(), preparation_document(preparation));
+    }
     let mut properties = run.properties;
     if let Some(hash) = &run.environment {
         properties.insert(ENVIRONMENT_PROPERTY.to_owned(), Some(hash.to_string()));
@@ -121,6 +127,13 @@ pub(crate) fn to_dto(run: RunRecord, seen: &Viewpoint<'_>, related: Related) -> 
 
 /// The property under which a run tells the canonical hash of its environment, once that is known.
 const ENVIRONMENT_PROPERTY: &str = "trainyard.environment";
+
+/// A property of our own: what a run that is `Preparing` is at now.
+const PREPARATION: &str = "preparation";
+
+fn preparation_document(progress: &Progress) -> Value {
+    json!({ "message": progress.to_string(), "what": progress.what, "done": progress.done, "total": progress.total, "unit": progress.unit })
+}
 
 /// The details of a run: `document` is its normalised definition if this server executes it.
 pub(crate) fn to_details(run: RunDto, document: Option<Value>, log_files: BTreeMap<String, String>) -> RunDetailsDto {
@@ -362,6 +375,7 @@ pub(crate) mod tests {
             max_run_duration_seconds: None,
             priority: 0,
             history: History::default(),
+            container: None,
             retries: RetryWish::default(),
         };
         RunRecord {
@@ -439,7 +453,12 @@ pub(crate) mod tests {
             message: "waits".into(),
             last_refresh_timestamp: UtcTime::from_microseconds(CREATED_US),
         };
-        let related = Related { parent_uuid: Some(Uuid::from_u128(11)), root_uuid: Some(Uuid::from_u128(12)), queueing: Some(queueing) };
+        let related = Related {
+            parent_uuid: Some(Uuid::from_u128(11)),
+            root_uuid: Some(Uuid::from_u128(12)),
+            queueing: Some(queueing),
+            preparation: None,
+        };
         let dto = shown(child, related);
         assert_eq!((&dto["parentRunId"], &dto["rootRunId"]), (&json!("p"), &json!("top")));
         assert_eq!(dto["parentRunUuid"], Uuid::from_u128(11).to_string());
@@ -448,6 +467,17 @@ pub(crate) mod tests {
             dto["queueingInfo"],
             json!({"code": "WaitingForSlot", "message": "waits", "lastRefreshTimestamp": "2024-12-05T20:44:53.388689Z"})
         );
+    }
+
+    #[test]
+    fn a_run_that_prepares_says_what_it_is_at() {
+        let related = Related { preparation: Some(Progress::counted("downloading", 13, 40, "packages")), ..Related::default() };
+        let dto = shown(managed_run("c"), related);
+        assert_eq!(
+            dto["preparation"],
+            json!({"message": "downloading 13 of 40 packages", "what": "downloading", "done": 13, "total": 40, "unit": "packages"})
+        );
+        assert_eq!(shown(managed_run("c"), Related::default()).get("preparation"), None);
     }
 
     #[test]

@@ -1,22 +1,27 @@
 use serde_json::json;
 use trainyard_core::{
     ErrorKind,
+    container::ContainerPolicy,
     environment::{EnvironmentSpec, PythonEnvironment},
+    ids::ComputeName,
 };
 use trainyard_wire::azureml::execution::SubmissionEnvelope;
 
 use super::*;
+use crate::sealing::Sealer;
 
 const FOUNDING: &str = include_str!("../../../../../wire/tests/definitions/founding.json");
 const SDK: &str = include_str!("../../../../../wire/tests/definitions/sdk.json");
 
-fn targets() -> Vec<ComputeName> {
-    ["local", "cpu-cluster"].map(|name| ComputeName::new(name).unwrap()).to_vec()
+fn targets() -> Vec<TargetRule> {
+    ["local", "cpu-cluster"]
+        .map(|name| TargetRule { name: ComputeName::new(name).unwrap(), containers: ContainerPolicy::WhenAsked })
+        .to_vec()
 }
 
 fn convert(document: Value) -> Result<Converted> {
     let envelope = SubmissionEnvelope::read(document).expect("the tests' documents have the right types");
-    to_definition(&envelope.configuration, &targets())
+    to_definition(&envelope.configuration, Rules { targets: &targets(), sealer: &Sealer::from_key(&[7; 32]).unwrap() })
 }
 
 /// The configuration of the founding document with `path` (in PascalCase, from `Configuration` on) set to `value`.
@@ -45,11 +50,13 @@ fn the_founding_definition_becomes_what_it_says() {
             python: Some("3.6.2".into()),
             pip: vec!["azureml-defaults".into()],
             tools: vec![],
+            channels: vec![],
         }),
         environment_variables: BTreeMap::new(),
         max_run_duration_seconds: Some(1200),
         priority: 0,
         history: History { output_collection: true, directories_to_watch: vec!["logs".into()] },
+        container: None,
         retries: RetryWish::default(),
     };
     assert_eq!(converted.definition, expected);
@@ -95,12 +102,6 @@ fn the_shown_document_is_fully_expanded() {
 #[test]
 fn what_asks_for_more_than_its_default_is_refused_by_name() {
     let table = [
-        ("Environment.Docker.Enabled", json!(true), "Configuration.Environment.Docker.Enabled = true is not acted on by this server yet: "),
-        (
-            "Environment.Docker.BaseDockerfile",
-            json!("FROM x"),
-            "Configuration.Environment.Docker.BaseDockerfile is given and is not acted on",
-        ),
         ("Environment.Docker.BuildContext", json!({"locationType": "git"}), "Configuration.Environment.Docker.BuildContext is given and"),
         ("Environment.Python.BaseCondaEnvironment", json!("base"), "Configuration.Environment.Python.BaseCondaEnvironment = `base` is not"),
         ("Environment.Python.CondaDependenciesFile", json!("c.yml"), "Configuration.Environment.Python.CondaDependenciesFile = `c.yml`"),
@@ -108,7 +109,6 @@ fn what_asks_for_more_than_its_default_is_refused_by_name() {
         ("Environment.Spark.Packages", json!([{"group": "g"}]), "Configuration.Environment.Spark.Packages is not empty and"),
         ("Environment.Spark.Repositories", json!(["r"]), "Configuration.Environment.Spark.Repositories is not empty"),
         ("Environment.Databricks.JarLibraries", json!([{}]), "Configuration.Environment.Databricks.JarLibraries is not empty"),
-        ("Docker.UseDocker", json!(true), "Configuration.Docker.UseDocker = true is not acted on"),
         ("NodeCount", json!(2), "Configuration.NodeCount = 2 is not acted on by this server yet: a run is one process on one node"),
         ("Communicator", json!("IntelMpi"), "Configuration.Communicator = Mpi is not acted on"),
         ("Mpi.ProcessCountPerNode", json!(2), "Configuration.Mpi.ProcessCountPerNode = 2"),
@@ -233,16 +233,38 @@ fn an_interpreter_beside_a_managed_environment_is_not_used_and_says_so() {
 }
 
 #[test]
-fn a_registered_environment_by_name_alone_is_refused() {
-    for (environment, path) in [
-        (json!({"name": "AzureML-Minimal", "version": "12"}), "Configuration.Environment.name"),
-        (json!({"Name": "mine", "Python": null}), "Configuration.Environment.Name"),
-        (json!({"assetId": "azureml://x"}), "Configuration.Environment.assetId"),
+fn a_name_that_nobody_looked_up_is_a_mistake_of_the_server() {
+    for environment in [
+        json!({"name": "AzureML-Minimal", "version": "12"}),
+        json!({"Name": "mine", "Python": null}),
+        json!({"assetId": "azureml:x:1"}),
+        json!({"sameAsRun": "other"}),
     ] {
         let error = convert(founding_with("Environment", environment)).unwrap_err();
-        assert_eq!(error.target(), Some(path));
-        assert!(error.message().contains("names a registered environment"), "{error}");
+        assert_eq!(error.kind(), trainyard_core::ErrorKind::Internal, "{error}");
     }
+}
+
+#[test]
+fn a_lock_says_what_is_installed_whatever_else_is_asked_for() {
+    let lock = json!({"python": "3.11.7", "builder": "uv 0.9.1", "packages": [{"name": "six", "version": "1.16.0"}]});
+    let converted = convert(founding_with("Environment.Lock", lock.clone())).unwrap();
+    let EnvironmentSpec::Locked(locked) = &converted.definition.environment else { panic!("{:?}", converted.definition.environment) };
+    assert_eq!((locked.python.as_str(), locked.packages[0].name.as_str()), ("3.11.7", "six"));
+    assert!(converted.warnings.iter().any(|warning| warning.contains("CondaDependencies is not used")), "{:?}", converted.warnings);
+    assert_eq!(converted.document["environment"]["lock"], lock);
+    let error = convert(founding_with("Environment.Lock", json!({"python": "3.11.7", "wheels": []}))).unwrap_err();
+    assert_eq!(error.target(), Some("Configuration.Environment.Lock"));
+    let both = json!({"Lock": lock, "Python": {"UserManagedDependencies": true}});
+    let error = convert(founding_with("Environment", both)).unwrap_err();
+    assert!(error.message().contains("not both"), "{error}");
+}
+
+#[test]
+fn the_shown_definition_has_no_words_of_ours_that_were_not_used() {
+    let converted = convert(founding_with("Environment.Python.InterpreterPath", json!("python"))).unwrap();
+    let environment = converted.document["environment"].as_object().unwrap();
+    assert!(!environment.contains_key("lock") && !environment.contains_key("sameAsRun"), "{environment:?}");
 }
 
 #[test]
