@@ -85,6 +85,8 @@ enum Command {
     App(commands::app::AppArgs),
     /// Create and list workspaces
     Workspace(commands::workspace::WorkspaceArgs),
+    /// List, show, build, lock, pin, prune, export and import environments
+    Environments(commands::environments::EnvironmentsArgs),
     /// List the compute targets with their load
     Computes,
     /// Start nothing new on the server, and say when it is safe to take it down
@@ -138,6 +140,8 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Experiments(args) => commands::experiments::run(args, &global.connect()?, &printer).await,
         Command::App(args) => commands::app::run(args, &global.connect()?, &printer).await,
         Command::Workspace(args) => commands::workspace::run(args, &global.connect()?, &printer).await,
+        Command::Environments(args) if args.is_offline() => commands::environments::run_offline(args, global.data_dir, &printer).await,
+        Command::Environments(args) => commands::environments::run(args, &global.connect()?, &printer).await,
         Command::Computes => commands::computes::run(&global.connect()?, &printer).await,
         Command::Drain(args) => commands::drain::run(args, &global.connect()?, &printer).await,
         Command::Token => commands::token::run(&global.connect()?, &printer).await,

@@ -9,6 +9,7 @@ pub mod demo;
 pub mod doctor;
 pub mod download;
 pub mod drain;
+pub mod environments;
 pub mod exec;
 pub mod experiments;
 pub mod fsck;

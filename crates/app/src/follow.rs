@@ -2,7 +2,11 @@
 //!
 //! A log is asked for from the byte after the last one printed, so that nothing is lost or repeated whenever the connection is cut.
 
-use std::{io::Write as _, time::Duration};
+use std::{
+    io::Write as _,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use anyhow::{Result, bail};
 use futures_util::StreamExt as _;
@@ -10,7 +14,11 @@ use reqwest::{Method, StatusCode};
 use serde_json::Value;
 use trainyard_wire::native::LOG_ATTEMPT_HEADER;
 
-use crate::client::{ApiError, Client, PATIENCE, is_passing};
+use crate::{
+    client::{ApiError, Client, PATIENCE, is_passing},
+    printer::Printer,
+    progress::Stage,
+};
 
 /// How often a run that is waited for is looked at.
 const POLL: Duration = Duration::from_millis(300);
@@ -68,6 +76,42 @@ pub async fn watch(client: &Client, run: &str, mut tell: impl FnMut(&Standing) -
         }
         tokio::time::sleep(POLL).await;
     }
+}
+
+/// The log of the environment's build.
+pub const BUILD_LOG: &str = "azureml-logs/20_image_build_log.txt";
+
+/// Shows what a run waits for and prepares, until its code runs or it has ended.
+pub async fn until_started(client: &Client, run: &str, printer: &Printer) -> Result<Standing> {
+    let mut stage = Stage::new(printer);
+    loop {
+        let standing = standing(client, run).await?;
+        if !matches!(standing.status.as_str(), "NotStarted" | "Queued" | "Starting" | "Preparing" | "Provisioning") {
+            return Ok(standing);
+        }
+        stage.show(&standing.run);
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Follows the log of a build on standard error, below it what is done now, until the run has ended.
+pub async fn build(client: &Client, run: &str, printer: &Printer) -> Result<Standing> {
+    let stage = Mutex::new(Stage::new(printer));
+    let print =
+        |bytes: &[u8]| stage.lock().unwrap_or_else(PoisonError::into_inner).above(|| Ok(std::io::stderr().lock().write_all(bytes)?));
+    let watch = async {
+        loop {
+            let standing = standing(client, run).await?;
+            if standing.is_terminal() {
+                return anyhow::Ok(());
+            }
+            stage.lock().unwrap_or_else(PoisonError::into_inner).show_bar(&standing.run);
+            tokio::time::sleep(POLL).await;
+        }
+    };
+    tokio::try_join!(log(client, run, BUILD_LOG, print), watch)?;
+    drop(stage);
+    until_ended(client, run).await
 }
 
 /// Prints a log to its end while the run goes on. A log that does not exist by the end of the run is empty. When the run is tried again, the

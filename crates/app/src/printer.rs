@@ -2,7 +2,10 @@
 //!
 //! Progress is drawn only on a terminal; without one the same facts come as plain lines, or not at all where they are only decoration. Colour is not used.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::{
+    io::{IsTerminal as _, Write as _},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -64,6 +67,27 @@ impl Printer {
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
         bar.set_message(what.to_owned());
         bar
+    }
+
+    /// A line for what happens now; hidden when standard error is not a terminal. See [`Printer::set_stage`].
+    pub fn stage_bar(&self) -> ProgressBar {
+        let bar = ProgressBar::with_draw_target(None, self.target());
+        bar.set_style(ProgressStyle::with_template("{spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner()));
+        if self.progress {
+            bar.enable_steady_tick(Duration::from_millis(120));
+        }
+        bar
+    }
+
+    /// Puts `message` and, where it is known, how much is done of how much into a line of [`Printer::stage_bar`].
+    pub fn set_stage(&self, bar: &ProgressBar, amount: Option<(u64, u64)>, message: String) {
+        let template = if amount.is_some() { "{spinner} [{bar:30}] {msg}" } else { "{spinner} {msg} ({elapsed})" };
+        if let Some((done, total)) = amount {
+            bar.set_length(total);
+            bar.set_position(done);
+        }
+        bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner()).progress_chars("=> "));
+        bar.set_message(message);
     }
 
     fn target(&self) -> ProgressDrawTarget {

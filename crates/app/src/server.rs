@@ -14,19 +14,26 @@ use anyhow::{Context as _, Result, bail};
 use tokio_util::sync::CancellationToken;
 use trainyard_core::{archive::ArchiveLimits, ids::ComputeName, run::RetryPolicy};
 use trainyard_engine::{
-    EngineOptions, Handle, OrderSettings, Patience, Target, environment::EnvironmentSettings, executor::local::LocalExecutor,
+    EngineOptions, Handle, OrderSettings, Patience, Target, TargetContainers,
+    container::{ContainerSettings, Login},
+    environment::EnvironmentSettings,
+    executor::local::LocalExecutor,
 };
 use trainyard_server::{
     AppState, Inner, Limits, Metrics, ServerSettings,
     auth::Tokens,
     bootstrap::{self, Identity, Location},
+    sealing::Sealer,
     signing::UrlSigner,
     tls::{Authority, ServerCertificate, server_config},
 };
 use trainyard_store::{Store, StoreOptions};
 use url::Url;
 
-use crate::settings::{Engine, Settings};
+use crate::{
+    curated,
+    settings::{ComputeSection, Engine, RegistrySection, Settings},
+};
 
 /// Whether a public address is served although only the generated credentials exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,13 +83,16 @@ impl Server {
         bootstrap::ensure_defaults(&store, identity, location).await.context("the defaults cannot be made")?;
         refuse_exposure(&store, address, exposure).await?;
         let tokens = Tokens::open(&data_dir.join("keys"), identity.tenant_id, &public_url)?;
-        let engine = engine(&data_dir, settings, (store.clone(), tokens.clone()), (agent_url, authority.ca_pem().to_owned()))?;
+        let sealer = Arc::new(Sealer::open(&data_dir.join("keys/seal.key"))?);
+        let secrets = (tokens.clone(), Arc::clone(&sealer));
+        let engine = engine(&data_dir, settings, (store.clone(), secrets), (agent_url, authority.ca_pem().to_owned()))?;
         let state = AppState::new(Inner {
             store,
             engine,
             tokens,
             url_signer: UrlSigner::open(&data_dir.join("keys/url.key"))?,
-            settings: server_settings(settings, identity, &public_url),
+            sealer,
+            settings: server_settings(&data_dir, settings, identity, &public_url)?,
             ca_pem: authority.ca_pem().to_owned(),
             metrics: Metrics::default(),
         });
@@ -191,7 +201,14 @@ async fn refuse_exposure(store: &Store, address: SocketAddr, exposure: Exposure)
     )
 }
 
-fn engine(data_dir: &Path, settings: &Settings, (store, tokens): (Store, Tokens), (agent_url, ca_pem): (Url, String)) -> Result<Handle> {
+type Secrets = (Tokens, Arc<Sealer>);
+
+fn engine(
+    data_dir: &Path,
+    settings: &Settings,
+    (store, (tokens, seal)): (Store, Secrets),
+    (agent_url, ca_pem): (Url, String),
+) -> Result<Handle> {
     let binary = std::env::current_exe().context("the path of this program is unknown")?;
     let local = Arc::new(LocalExecutor::new(data_dir.join("attempts"), binary)?);
     let targets = settings.compute.iter().map(|(name, section)| {
@@ -207,6 +224,7 @@ fn engine(data_dir: &Path, settings: &Settings, (store, tokens): (Store, Tokens)
                 user_code: section.user_retries,
                 backoff_seconds: section.retry_backoff_seconds,
             },
+            containers: containers(section, settings),
         })
     });
     let orders = OrderSettings {
@@ -222,10 +240,32 @@ fn engine(data_dir: &Path, settings: &Settings, (store, tokens): (Store, Tokens)
         silence_limit: Some(settings.server.silence_limit_seconds).filter(|limit| *limit > 0).map(Duration::from_secs),
     };
     let targets = targets.collect::<Result<_>>()?;
-    Ok(Handle::start(EngineOptions { store, targets, orders, tokens: Arc::new(tokens), patience }))
+    Ok(Handle::start(EngineOptions { store, targets, orders, tokens: Arc::new(tokens), seal, patience }))
 }
 
-fn environments(data_dir: &Path, settings: &Settings) -> Result<EnvironmentSettings> {
+/// How containers are run on a target, with the registries' logins of the configuration.
+fn containers(section: &ComputeSection, settings: &Settings) -> TargetContainers {
+    let login = |(host, login): (&String, &RegistrySection)| Login {
+        host: host.clone(),
+        username: login.username.clone(),
+        password: login.password.clone(),
+    };
+    TargetContainers {
+        policy: section.containers,
+        settings: ContainerSettings {
+            engine: section.container_engine,
+            runtime: section.container_runtime.clone(),
+            ulimits: section.container_ulimits.clone(),
+            arguments: section.container_arguments.clone(),
+            volumes: section.container_volumes.clone(),
+            logins: settings.registry.iter().map(login).collect(),
+            login_error: None,
+        },
+    }
+}
+
+/// How environments are built and kept by a server with this configuration.
+pub(crate) fn environments(data_dir: &Path, settings: &Settings) -> Result<EnvironmentSettings> {
     let section = &settings.environments;
     let cache_dir = section.cache_dir.clone().unwrap_or_else(|| data_dir.join("environments"));
     Ok(EnvironmentSettings {
@@ -234,7 +274,11 @@ fn environments(data_dir: &Path, settings: &Settings) -> Result<EnvironmentSetti
         index_url: section.index_url.clone(),
         offline: section.offline,
         conda_channels: section.conda_channels.clone(),
+        conda_channel_alias: section.conda_channel_alias.clone(),
+        conda_credentials: section.conda_credentials.clone(),
         tools_dir: data_dir.join("tools"),
+        max_bytes: section.max_bytes,
+        build_limit_seconds: section.build_limit_seconds,
     })
 }
 
@@ -247,9 +291,9 @@ fn archive_limits(settings: &Settings) -> ArchiveLimits {
     }
 }
 
-fn server_settings(settings: &Settings, identity: Identity, public_url: &Url) -> ServerSettings {
+fn server_settings(data_dir: &Path, settings: &Settings, identity: Identity, public_url: &Url) -> Result<ServerSettings> {
     let section = &settings.server;
-    ServerSettings {
+    Ok(ServerSettings {
         public_url: public_url.clone(),
         tenant: identity.tenant_id,
         region: section.region.clone(),
@@ -260,7 +304,9 @@ fn server_settings(settings: &Settings, identity: Identity, public_url: &Url) ->
             ..Limits::default()
         },
         url_signing_ttl: Duration::from_secs(8 * 3600),
-    }
+        environments: environments(data_dir, settings)?,
+        curated: curated::environments(&settings.curated, &settings.folder)?,
+    })
 }
 
 #[cfg(test)]

@@ -15,12 +15,17 @@ use toml::{
     Table, Value,
     de::{DeTable, DeValue},
 };
-use trainyard_core::run::RetryPolicy;
-use trainyard_engine::environment::PythonFallback;
+use trainyard_core::{container::ContainerPolicy, run::RetryPolicy};
+use trainyard_engine::{
+    container::EngineChoice,
+    environment::{EnvironmentSettings, PythonFallback},
+};
+
+use crate::curated::CuratedSection;
 
 /// A key of the configuration file.
 pub struct Key {
-    /// The section; `compute.NAME` stands for every compute target.
+    /// The section; `compute.NAME` stands for every compute target, `curated.NAME` for every named environment.
     pub section: &'static str,
     /// The key.
     pub name: &'static str,
@@ -104,7 +109,19 @@ pub const KEYS: &[Key] = &[
         "environments",
         "conda_channels",
         "[]",
-        "Conda channels, for definitions that name none. This version takes no interpreter from them and says so on the run.",
+        "Conda channels, for definitions that name none: names, `https://` or `file://` URLs (credentials in them are never shown) or absolute paths, the preferred one first. Conda packages come from them, and a Python that a node lacks.",
+    ),
+    key(
+        "environments",
+        "conda_channel_alias",
+        "\"https://conda.anaconda.org\"",
+        "Where conda channels with a name are: `conda-forge` means `conda-forge` below it. For mirrors.",
+    ),
+    key(
+        "environments",
+        "conda_credentials",
+        "{}",
+        "What hosts of conda channels are shown, by host or `*.domain`: `{ \"conda.example.com\" = \"user:password\" }`, `\"bearer TOKEN\"`, or a token of conda. Never shown.",
     ),
     key(
         "environments",
@@ -113,6 +130,35 @@ pub const KEYS: &[Key] = &[
         "Package index for pip requirements; may hold credentials, which are never shown.",
     ),
     key("environments", "offline", "false", "Build from caches only."),
+    key(
+        "environments",
+        "max_bytes",
+        "53687091200",
+        "How many bytes environments may take, and as many again the downloads they are made of. Beyond that the ones that were not used for the longest time are removed, never one that a run uses or that is pinned. 0: no limit.",
+    ),
+    key(
+        "environments",
+        "build_limit_seconds",
+        "3600",
+        "After how many seconds a build that is not done is ended; waiting for another builder does not count. 0: never.",
+    ),
+    key(
+        "curated.NAME",
+        "file",
+        "none",
+        "A conda file (`environment.yml`), relative to the folder of this file. It is read when the server starts. Definitions may name the environment `NAME` instead of describing it (write `[curated.\"AzureML-sklearn-1.0\"]` for a name with a dot).",
+    ),
+    key("curated.NAME", "python", "any", "The Python version, instead of a file."),
+    key("curated.NAME", "conda", "[]", "conda requirements, instead of a file."),
+    key("curated.NAME", "channels", "`conda_channels`", "conda channels, instead of a file."),
+    key("curated.NAME", "pip", "[]", "pip requirements, instead of a file."),
+    key(
+        "curated.NAME",
+        "image",
+        "none",
+        "A container image that runs go into; the packages are put on top of it. Without packages its own Python runs the script.",
+    ),
+    key("curated.NAME", "version", "\"1\"", "Its version: change it with the content, so that runs tell the two apart."),
     key("compute.NAME", "engine", "\"local\"", "What executes the runs of this target: `local`."),
     key("compute.NAME", "slots", "the number of cores", "How many runs at once. 0 holds every run back."),
     key(
@@ -128,6 +174,44 @@ pub const KEYS: &[Key] = &[
         "10",
         "Wait before the first retry; each further one waits twice as long, up to ten minutes. A definition's `Retries.BackoffSeconds` wins.",
     ),
+    key(
+        "compute.NAME",
+        "containers",
+        "\"when-asked\"",
+        "Whether runs go into containers: `required` (always, also where the definition only names an image; a definition without an image is refused), `when-asked` (where the definition enables it) or `never` (such a definition is refused).",
+    ),
+    key(
+        "compute.NAME",
+        "container_engine",
+        "\"auto\"",
+        "What runs containers: `podman`, `docker`, `apptainer`, or `auto`, the first of them that answers on the machine.",
+    ),
+    key(
+        "compute.NAME",
+        "container_runtime",
+        "the engine's own",
+        "The OCI runtime of the engine, e.g. `runc` on machines with old control groups.",
+    ),
+    key(
+        "compute.NAME",
+        "container_ulimits",
+        "[]",
+        "`--ulimit` of every container, e.g. `[\"nofile=1024:1024\", \"nproc=1000:1000\"]` where the machine's own limits are lower than the engine's defaults.",
+    ),
+    key("compute.NAME", "container_arguments", "[]", "More arguments of the engine's `run`, before those of the definition."),
+    key(
+        "compute.NAME",
+        "container_volumes",
+        "[]",
+        "What containers see of the machine unless the definition says `SharedVolumes: false`: `/path/on/the/machine:/path/inside[:ro]`.",
+    ),
+    key(
+        "registry.NAME",
+        "username",
+        "none",
+        "User at the container registry whose host is the name: `[registry.\"registry.example:5000\"]`.",
+    ),
+    key("registry.NAME", "password", "none", "Password or token of that user; never shown."),
 ];
 
 /// The whole configuration, with defaults filled in.
@@ -142,6 +226,13 @@ pub struct Settings {
     pub environments: EnvironmentsSection,
     /// `[compute.NAME]`
     pub compute: BTreeMap<String, ComputeSection>,
+    /// `[registry.NAME]`, by host.
+    pub registry: BTreeMap<String, RegistrySection>,
+    /// `[curated.NAME]`
+    pub curated: BTreeMap<String, CuratedSection>,
+    /// The folder of the configuration file, which paths in it are relative to.
+    #[serde(skip)]
+    pub folder: PathBuf,
 }
 
 /// `[server]`
@@ -227,7 +318,7 @@ impl std::fmt::Debug for StoreSection {
 }
 
 /// `[environments]`
-#[derive(Clone, Default, Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(default)]
 pub struct EnvironmentsSection {
     /// See [`KEYS`].
@@ -237,9 +328,43 @@ pub struct EnvironmentsSection {
     /// See [`KEYS`].
     pub conda_channels: Vec<String>,
     /// See [`KEYS`].
+    pub conda_channel_alias: String,
+    /// See [`KEYS`].
+    pub conda_credentials: BTreeMap<String, String>,
+    /// See [`KEYS`].
     pub index_url: Option<String>,
     /// See [`KEYS`].
     pub offline: bool,
+    /// See [`KEYS`].
+    pub max_bytes: u64,
+    /// See [`KEYS`].
+    pub build_limit_seconds: u64,
+}
+
+impl Default for EnvironmentsSection {
+    fn default() -> Self {
+        let EnvironmentSettings {
+            python_fallback,
+            conda_channels,
+            conda_channel_alias,
+            index_url,
+            offline,
+            max_bytes,
+            build_limit_seconds,
+            ..
+        } = EnvironmentSettings::default();
+        Self {
+            cache_dir: None,
+            python_fallback,
+            conda_channels,
+            conda_channel_alias,
+            conda_credentials: BTreeMap::new(),
+            index_url,
+            offline,
+            max_bytes,
+            build_limit_seconds,
+        }
+    }
 }
 
 impl std::fmt::Debug for EnvironmentsSection {
@@ -263,6 +388,18 @@ pub struct ComputeSection {
     pub user_retries: u32,
     /// See [`KEYS`].
     pub retry_backoff_seconds: u64,
+    /// See [`KEYS`].
+    pub containers: ContainerPolicy,
+    /// See [`KEYS`].
+    pub container_engine: EngineChoice,
+    /// See [`KEYS`].
+    pub container_runtime: Option<String>,
+    /// See [`KEYS`].
+    pub container_ulimits: Vec<String>,
+    /// See [`KEYS`].
+    pub container_arguments: Vec<String>,
+    /// See [`KEYS`].
+    pub container_volumes: Vec<String>,
 }
 
 impl Default for ComputeSection {
@@ -275,7 +412,29 @@ impl Default for ComputeSection {
             retries: rule.infrastructure,
             user_retries: rule.user_code,
             retry_backoff_seconds: rule.backoff_seconds,
+            containers: ContainerPolicy::default(),
+            container_engine: EngineChoice::default(),
+            container_runtime: None,
+            container_ulimits: Vec::new(),
+            container_arguments: Vec::new(),
+            container_volumes: Vec::new(),
         }
+    }
+}
+
+/// `[registry.NAME]`
+#[derive(Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegistrySection {
+    /// See [`KEYS`].
+    pub username: String,
+    /// See [`KEYS`].
+    pub password: String,
+}
+
+impl std::fmt::Debug for RegistrySection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RegistrySection").field("username", &self.username).finish_non_exhaustive()
     }
 }
 
@@ -310,6 +469,7 @@ impl Settings {
         if settings.compute.is_empty() {
             settings.compute = ["cpu-cluster", "local"].map(|name| (name.to_owned(), ComputeSection::default())).into();
         }
+        settings.folder = file.and_then(Path::parent).map(Path::to_owned).unwrap_or_default();
         settings.check()?;
         Ok(settings)
     }
@@ -328,7 +488,15 @@ impl Settings {
     }
 }
 
-/// The sections that a key may stand in, `compute.NAME` for every target.
+/// Every section; one that ends in `.NAME` stands for many.
+const SECTIONS: [&str; 6] = ["server", "store", "environments", "curated.NAME", "registry.NAME", "compute.NAME"];
+
+/// Whether the tables of this section have names.
+fn has_names(section: &str) -> bool {
+    SECTIONS.iter().any(|known| known.strip_suffix(".NAME") == Some(section))
+}
+
+/// The keys of a section, `compute.NAME` for every target.
 fn known<'a>(section: &'a str) -> impl Iterator<Item = &'static str> + 'a {
     KEYS.iter().filter(move |key| key.section == section).map(|key| key.name)
 }
@@ -343,24 +511,21 @@ fn check_keys(text: &str) -> Result<()> {
         let DeValue::Table(content) = content.get_ref() else {
             bail!(
                 "line {at}: `{section}` stands outside any section; {}",
-                nearest(section, &["server", "store", "environments", "compute"])
+                nearest(section, &SECTIONS.map(|section| section.trim_end_matches(".NAME")))
             );
         };
         let tables: Vec<(String, &DeTable<'_>)> = match section {
-            "compute" => content
+            _ if has_names(section) => content
                 .iter()
-                .filter_map(|(name, value)| Some((format!("compute.{}", name.get_ref()), value.get_ref().as_table()?)))
+                .filter_map(|(name, value)| Some((format!("{section}.{}", name.get_ref()), value.get_ref().as_table()?)))
                 .collect(),
-            "server" | "store" | "environments" => vec![(section.to_owned(), content)],
-            _ => bail!(
-                "line {at}: there is no section [{section}]; {}",
-                nearest(section, &["server", "store", "environments", "compute.NAME"])
-            ),
+            _ if SECTIONS.contains(&section) => vec![(section.to_owned(), content)],
+            _ => bail!("line {at}: there is no section [{section}]; {}", nearest(section, &SECTIONS)),
         };
-        let schema = if section == "compute" { "compute.NAME" } else { section };
+        let schema = if has_names(section) { format!("{section}.NAME") } else { section.to_owned() };
         for (label, table) in tables {
             for (key, _) in table {
-                let names: Vec<&str> = known(schema).collect();
+                let names: Vec<&str> = known(&schema).collect();
                 if !names.contains(&key.get_ref().as_ref()) {
                     bail!(
                         "line {}: there is no key `{}` in [{label}]; {}",
@@ -397,7 +562,7 @@ fn overlay(table: &mut Table, path: &str, text: &str) -> Result<()> {
     };
     let names: Vec<&str> = known(&schema).collect();
     if names.is_empty() {
-        bail!("there is no section `{schema}`; {}", nearest(&schema, &["server", "store", "environments", "compute"]));
+        bail!("there is no section `{schema}`; {}", nearest(&schema, &SECTIONS.map(|section| section.trim_end_matches(".NAME"))));
     }
     if !names.contains(&key.as_str()) {
         bail!("there is no key `{key}` in `{schema}`; {}", nearest(&key, &names));
@@ -418,11 +583,11 @@ fn configured_name(table: &Table, name: &str) -> String {
     targets.and_then(|targets| targets.keys().find(same)).cloned().unwrap_or_else(|| name.replace('_', "-"))
 }
 
-/// A variable's text as a TOML value where it is one (numbers, booleans, lists), else as a string.
+/// A variable's text as a TOML value where it is one (numbers, booleans, lists, tables), else as a string.
 fn parsed(text: &str) -> Value {
     let attempt = format!("value = {text}").parse::<Table>().ok().and_then(|mut table| table.remove("value"));
     match attempt {
-        Some(value @ (Value::Integer(_) | Value::Boolean(_) | Value::Array(_))) => value,
+        Some(value @ (Value::Integer(_) | Value::Boolean(_) | Value::Array(_) | Value::Table(_))) => value,
         _ => Value::String(text.to_owned()),
     }
 }
@@ -490,6 +655,19 @@ mod tests {
         assert_eq!(settings.compute.len(), 1);
         let text = message(load("", &[("TRAINYARD_SERVER__LISTE", "x")]));
         assert!(text.contains("TRAINYARD_SERVER__LISTE") && text.contains("did you mean `listen`?"), "{text}");
+    }
+
+    #[test]
+    fn named_environments_are_read_and_their_keys_are_checked() {
+        let file = "[curated.\"AzureML-sklearn-1.0\"]\npip = [\"scikit-learn==1.0\"]\n[curated.torch]\nfile = \"torch.yml\"\n";
+        let settings = load(file, &[]).unwrap();
+        assert_eq!(settings.curated["AzureML-sklearn-1.0"].pip, ["scikit-learn==1.0"]);
+        assert_eq!(settings.curated["torch"].file.as_deref(), Some(Path::new("torch.yml")));
+        assert!(settings.folder.is_absolute(), "paths are relative to the file's folder");
+        let text = message(load("[curated.torch]\npips = []\n", &[]));
+        assert!(text.contains("line 2: there is no key `pips` in [curated.torch]; did you mean `pip`?"), "{text}");
+        let text = message(load("[curate.torch]\npip = []\n", &[]));
+        assert!(text.contains("there is no section [curate]; did you mean `curated.NAME`?"), "{text}");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::{
     client::Client,
-    follow::{self, DRIVER_LOG},
+    follow::{self, BUILD_LOG, DRIVER_LOG},
     printer::{self, Printer},
 };
 
@@ -28,10 +28,13 @@ pub struct LogsArgs {
 
 /// Prints the log.
 pub async fn run(args: LogsArgs, client: &Client, printer: &Printer) -> Result<ExitCode> {
-    let file = if args.build { "azureml-logs/20_image_build_log.txt" } else { args.file.as_str() };
+    let file = if args.build { BUILD_LOG } else { args.file.as_str() };
     if !args.follow {
         follow::log_so_far(client, &args.run, file, printer::bytes).await?;
         return Ok(ExitCode::SUCCESS);
+    }
+    if file == DRIVER_LOG {
+        follow::until_started(client, &args.run, printer).await?;
     }
     follow::log(client, &args.run, file, printer::bytes).await?;
     let end = follow::until_ended(client, &args.run).await?;

@@ -52,7 +52,10 @@ pub async fn run(args: RunsArgs, client: &Client, printer: &Printer) -> Result<E
             let created = text(run, "createdUtc");
             [
                 text(run, "runId"),
-                text(run, "status"),
+                match run["preparation"]["message"].as_str() {
+                    Some(message) => format!("{} ({message})", text(run, "status")),
+                    None => text(run, "status"),
+                },
                 text(run, "target"),
                 created.get(..19).unwrap_or(&created).to_owned(),
                 text(run, "displayName"),

@@ -6,6 +6,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use trainyard_wire::native::{Attempt, Environment, Event};
 
+use super::environments::made_of;
 use crate::{client::Client, follow::text, printer::Printer};
 
 /// Arguments of `show`.
@@ -58,6 +59,7 @@ impl Page {
         fact("run", text(run, "runId"));
         fact("name", text(run, "displayName"));
         fact("status", text(run, "status"));
+        fact("preparing", run["preparation"]["message"].as_str().unwrap_or_default().to_owned());
         fact("waits", run["queueingInfo"]["message"].as_str().unwrap_or_default().to_owned());
         // The last that is known: of the run's end, or of the attempt before the one that is waited for.
         fact(
@@ -83,19 +85,19 @@ impl Page {
                 format!("{} {} {} {cause}", attempt.number, attempt.id, attempt.node.as_deref().unwrap_or_default()).trim_end().to_owned(),
             );
         }
+        let named = &self.details["runDefinition"]["environment"];
+        fact(
+            "environment",
+            [text(named, "name"), text(named, "version")].iter().filter(|part| !part.is_empty()).cloned().collect::<Vec<_>>().join(":"),
+        );
         if let Some(environment) = &self.environment {
-            let locked = environment.lock["packages"].as_array();
-            fact(
-                "environment",
-                format!(
-                    "{} ({} packages, Python {})",
-                    &environment.hash[..12],
-                    locked.map_or(0, Vec::len),
-                    text(&environment.lock, "python")
-                ),
-            );
-            for package in locked.into_iter().flatten().filter(|_| packages) {
+            let lock = &environment.lock;
+            fact("environment", format!("{} ({})", &environment.hash[..12], made_of(lock)));
+            for package in lock["packages"].as_array().into_iter().flatten().filter(|_| packages) {
                 fact("", format!("{}=={}", text(package, "name"), text(package, "version")));
+            }
+            for package in lock["conda"].as_array().into_iter().flatten().filter(|_| packages) {
+                fact("", format!("{}={}={}", text(package, "name"), text(package, "version"), text(package, "build")));
             }
         }
         for path in self.details["logFiles"].as_object().into_iter().flat_map(|files| files.keys()) {

@@ -11,11 +11,12 @@ use reqwest::{
     Body, Method,
     multipart::{Form, Part},
 };
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tokio_util::io::ReaderStream;
 
 use crate::{
     client::Client,
+    environment_flags::{EnvironmentFlags, member},
     follow::{self, DRIVER_LOG, text},
     printer::{self, Printer},
     project::Project,
@@ -26,7 +27,9 @@ use crate::{
 #[command(after_help = "\
 Examples:
   trainyard submit ./project --definition definition.json
-  trainyard submit ./project --script train.py --pip numpy --pip 'pandas>=2' --follow -- --epochs 3")]
+  trainyard submit ./project --script train.py --pip numpy --pip 'pandas>=2' --follow -- --epochs 3
+  trainyard submit ./project --script train.py --conda-file environment.yml
+  trainyard submit ./project --script train.py --same-environment-as RUN")]
 pub struct SubmitArgs {
     /// A folder, or a zip made of one
     path: PathBuf,
@@ -42,15 +45,8 @@ pub struct SubmitArgs {
     /// The compute target [default: cpu-cluster]
     #[arg(long)]
     target: Option<String>,
-    /// The Python version
-    #[arg(long, value_name = "VERSION")]
-    python: Option<String>,
-    /// A pip requirement; may be repeated
-    #[arg(long, value_name = "REQUIREMENT")]
-    pip: Vec<String>,
-    /// Use this interpreter as it is and build no environment
-    #[arg(long, conflicts_with_all = ["python", "pip"], value_name = "PATH")]
-    interpreter: Option<String>,
+    #[command(flatten)]
+    environment: EnvironmentFlags,
     /// A variable of the run; may be repeated
     #[arg(long, value_name = "NAME=VALUE")]
     env: Vec<String>,
@@ -87,14 +83,18 @@ pub struct SubmitArgs {
 pub async fn run(args: SubmitArgs, client: &Client, printer: &Printer) -> Result<ExitCode> {
     let definition = definition(&args)?;
     let archive = archive(&args.path, printer)?;
-    let run = send(client, printer, &args, (definition, archive)).await?;
+    let submission = Submission { experiment: &args.experiment, run_id: args.run_id.as_deref(), definition, archive };
+    let run = send(client, printer, submission).await?;
     if !args.follow {
         printer.data(&json!({ "runId": run, "experiment": args.experiment }), |_| run.clone())?;
     }
     if args.follow {
         printer.note(&format!("run {run}"));
+        follow::until_started(client, &run, printer).await?;
         follow::log(client, &run, DRIVER_LOG, printer::bytes).await?;
-    } else if !args.wait {
+    } else if args.wait {
+        follow::until_started(client, &run, printer).await?;
+    } else {
         printer.note(&format!("follow it with: trainyard logs -f {run}"));
         return Ok(ExitCode::SUCCESS);
     }
@@ -154,31 +154,11 @@ fn definition(args: &SubmitArgs) -> Result<Value> {
         let map = map.as_object_mut().context("`EnvironmentVariables` is not an object")?;
         map.extend(variables.into_iter().map(|(name, value)| (name.to_owned(), Value::from(value))));
     }
-    if args.python.is_some() || !args.pip.is_empty() || args.interpreter.is_some() {
-        *member(member(configuration, "Environment")?, "Python")? = python(args);
-    }
+    args.environment.lay_over(configuration)?;
     if let Some(name) = &args.name {
         document.as_object_mut().context("the definition is not an object")?.insert("displayName".into(), json!(name));
     }
     Ok(document)
-}
-
-fn python(args: &SubmitArgs) -> Value {
-    if let Some(interpreter) = &args.interpreter {
-        return json!({ "InterpreterPath": interpreter, "UserManagedDependencies": true });
-    }
-    let mut dependencies: Vec<Value> = args.python.iter().map(|version| json!(format!("python={version}"))).collect();
-    if !args.pip.is_empty() {
-        dependencies.push(json!({ "pip": args.pip }));
-    }
-    json!({ "InterpreterPath": "python", "UserManagedDependencies": false, "CondaDependencies": { "dependencies": dependencies } })
-}
-
-/// The member of that name in any case, made if it is not there.
-fn member<'a>(value: &'a mut Value, name: &str) -> Result<&'a mut Value> {
-    let object = value.as_object_mut().with_context(|| format!("what should hold `{name}` is not an object"))?;
-    let key = object.keys().find(|key| key.eq_ignore_ascii_case(name)).cloned().unwrap_or_else(|| name.to_owned());
-    Ok(object.entry(key).or_insert_with(|| Value::Object(Map::new())))
 }
 
 /// The zip, as a file: the one named, or a temporary one made of the folder.
@@ -199,7 +179,7 @@ fn archive(path: &Path, printer: &Printer) -> Result<std::fs::File> {
 }
 
 /// A file without a name, so that nothing is left behind however the command ends.
-fn unnamed_file() -> Result<std::fs::File> {
+pub(super) fn unnamed_file() -> Result<std::fs::File> {
     let path = std::env::temp_dir().join(format!("trainyard-{}.zip", uuid::Uuid::new_v4().simple()));
     let file = std::fs::OpenOptions::new().read(true).write(true).create_new(true).open(&path);
     let file = file.with_context(|| format!("the temporary file {} cannot be made", path.display()))?;
@@ -207,15 +187,29 @@ fn unnamed_file() -> Result<std::fs::File> {
     Ok(file)
 }
 
-async fn send(client: &Client, printer: &Printer, args: &SubmitArgs, (definition, archive): (Value, std::fs::File)) -> Result<String> {
+/// What is sent.
+pub(super) struct Submission<'a> {
+    /// The experiment.
+    pub(super) experiment: &'a str,
+    /// The id that the run is to have.
+    pub(super) run_id: Option<&'a str>,
+    /// The definition.
+    pub(super) definition: Value,
+    /// The zip.
+    pub(super) archive: std::fs::File,
+}
+
+/// Sends a submission; gives the run's id.
+pub(super) async fn send(client: &Client, printer: &Printer, submission: Submission<'_>) -> Result<String> {
+    let Submission { experiment, run_id, definition, archive } = submission;
     let length = archive.metadata()?.len();
     let bar = printer.bytes_bar("uploading", length);
     let counted = ReaderStream::with_capacity(bar.wrap_async_read(tokio::fs::File::from_std(archive)), 1 << 18);
     let project = Part::stream_with_length(Body::wrap_stream(counted), length).file_name("project.zip");
     let definition = Part::bytes(serde_json::to_vec(&definition)?).file_name("definition.json");
     let form = Form::new().part("runDefinitionFile", definition).part("projectZipFile", project);
-    let mut path = client.azure("execution/v1.0", &format!("/experiments/{}/startrun", args.experiment));
-    if let Some(id) = &args.run_id {
+    let mut path = client.azure("execution/v1.0", &format!("/experiments/{experiment}/startrun"));
+    if let Some(id) = run_id {
         path.push_str(&format!("?runId={id}"));
     }
     let response = client.send(client.request(Method::POST, &path).await?.multipart(form)).await?;

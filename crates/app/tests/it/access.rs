@@ -25,6 +25,9 @@ fn filled(server: &TestServer, route: &RouteInfo) -> String {
         ("{origin}", "ExperimentRun"),
         ("{container}", "dcid.run1"),
         ("{hash}", "00000000000000000000000000000000"),
+        ("{name}", "train"),
+        ("{version}", "1"),
+        ("{label}", "good"),
         ("{*path}", "a/b"),
     ];
     let path = values.iter().fold(route.path.clone(), |path, (name, value)| path.replace(name, value));
@@ -38,6 +41,7 @@ fn fitting(path: &str) -> Value {
         "workspaces" => json!({ "subscription_id": "s9", "resource_group": "g9", "workspace_name": "w9" }),
         "apps" => json!({ "name": "more", "grants": [{ "role": "Reader" }] }),
         "drain" => json!({ "drained": true }),
+        "prune" => json!({ "dry_run": true }),
         "runs" if path.ends_with("/batch/runs") => json!({ "runs": [{ "runId": "run1" }] }),
         "events" if path.ends_with("/batch/events") => json!({ "events": [{ "name": START, "data": { "RunId": "run1" } }] }),
         "events" => json!({ "name": START, "data": { "RunId": "run1" } }),

@@ -15,6 +15,7 @@ use reqwest::{
 };
 use serde_json::{Value, json};
 use trainyard::{client::Client, client_file::ClientFile};
+use trainyard_engine::agent::folder::AttemptFolder;
 
 /// How long anything may take before a test gives up. Generous: machines are busy.
 pub const PATIENCE: Duration = Duration::from_secs(90);
@@ -207,7 +208,7 @@ impl Drop for TestServer {
         }
         for attempt in fs::read_dir(&attempts).into_iter().flatten().flatten() {
             if let Ok(id) = attempt.file_name().to_string_lossy().parse() {
-                trainyard_engine::agent::end_leftovers(id);
+                trainyard_engine::agent::end_leftovers(&AttemptFolder::new(attempt.path()), id);
             }
         }
     }
