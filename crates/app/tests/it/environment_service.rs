@@ -159,6 +159,7 @@ async fn what_no_run_could_have_is_not_registered() {
         (json!({ "lock": { "python": "3.11", "builder": "", "packages": [{ "name": "../x", "version": "1" }] } }), "lock.packages[0]"),
         (json!({ "sameAsRun": "no-such-run" }), "no-such-run"),
         (json!({ "python": "yes" }), "python"),
+        (json!({ "python": { "condaDependenciesFile": "environment.yml" } }), "python.condaDependenciesFile"),
     ];
     for (body, words) in table {
         let (status, answer) = server.send(Method::PUT, &service(&server, "/bad"), body).await;

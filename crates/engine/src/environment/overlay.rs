@@ -11,7 +11,7 @@
 use std::{
     fs, io,
     os::unix::{ffi::OsStrExt, fs::PermissionsExt, fs::symlink},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use super::{measure::site_packages, prepare::Prepared};
@@ -158,6 +158,6 @@ mod tests {
 
     #[test]
     fn any_path_is_a_python_literal() {
-        assert_eq!(literal(&PathBuf::from("/é'")), "__import__('os').fsdecode(b'\\x2f\\xc3\\xa9\\x27')");
+        assert_eq!(literal(Path::new("/é'")), "__import__('os').fsdecode(b'\\x2f\\xc3\\xa9\\x27')");
     }
 }

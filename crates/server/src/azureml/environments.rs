@@ -157,12 +157,17 @@ fn refuse_curated(state: &AppState, name: &str) -> Result<()> {
 /// What is asked for, found good, and the sealed password of its registry.
 async fn checked(state: &AppState, context: &Context, asked: EnvironmentDefinition) -> Result<(EnvironmentDefinition, Option<String>)> {
     let mut asked = EnvironmentDefinition { name: None, version: None, asset_id: None, ..asked };
+    if asked.python.as_ref().and_then(|python| python.conda_dependencies_file.as_deref()).is_some_and(|file| !file.trim().is_empty()) {
+        let place = "python.condaDependenciesFile";
+        let message = format!("{place} names a file of a snapshot, which a registered environment has none of: send its content in condaDependencies");
+        return Err(Error::new(ErrorKind::Unsupported, message).with_target(place));
+    }
     if asked.lock.is_none() && asked.same_as_run.is_none() {
         // What says nothing of Python is a plain one; without the section it would pass for a name.
         asked.python.get_or_insert_default();
     }
     let mut submitted = Accepted::read(build_definition(&asked, ""))?.configuration;
-    references::resolve(state, context, &mut submitted).await?;
+    references::resolve(state, context, &mut submitted).await.map_err(|error| in_document(&error))?;
     usable(state, &submitted).map_err(|error| in_document(&error))?;
     let mut asked = submitted.asked.environment.unwrap_or_default();
     let sealed = references::seal_password(state, &mut asked)?;
