@@ -605,7 +605,7 @@ pub fn reference() -> String {
             section = key.section;
             text.push_str(&format!("\n## `[{section}]`\n\n| key | default | what it does |\n| --- | --- | --- |\n"));
         }
-        let default = if key.default.starts_with(|c: char| c.is_ascii_digit() || c == '"' || c == '[') || key.default == "false" {
+        let default = if key.default.starts_with(|c: char| c.is_ascii_digit() || matches!(c, '"' | '[' | '{')) || key.default == "false" {
             format!("`{}`", key.default)
         } else {
             key.default.to_owned()

@@ -159,7 +159,9 @@ async fn checked(state: &AppState, context: &Context, asked: EnvironmentDefiniti
     let mut asked = EnvironmentDefinition { name: None, version: None, asset_id: None, ..asked };
     if asked.python.as_ref().and_then(|python| python.conda_dependencies_file.as_deref()).is_some_and(|file| !file.trim().is_empty()) {
         let place = "python.condaDependenciesFile";
-        let message = format!("{place} names a file of a snapshot, which a registered environment has none of: send its content in condaDependencies");
+        let message = format!(
+            "{place} names a file of a snapshot, which a registered environment has none of: send its content in condaDependencies"
+        );
         return Err(Error::new(ErrorKind::Unsupported, message).with_target(place));
     }
     if asked.lock.is_none() && asked.same_as_run.is_none() {
