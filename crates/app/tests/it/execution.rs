@@ -136,8 +136,8 @@ async fn what_this_server_does_not_act_on_is_refused_by_name() {
         (json!({ "NodeCount": 2 }), "NodeCount"),
         (json!({ "Communicator": "Mpi" }), "Communicator"),
         (json!({ "DataReferences": { "d": { "DataStoreName": "x" } } }), "DataReferences"),
-        (json!({ "Environment": { "Docker": { "Enabled": true } } }), "Docker.Enabled"),
-        (json!({ "Environment": { "Python": { "CondaDependencies": { "dependencies": ["numpy"] } } } }), "numpy"),
+        (json!({ "Environment": { "Docker": { "BuildContext": { "Location": "x" } } } }), "Docker.BuildContext"),
+        (json!({ "Environment": { "R": {} } }), "Environment.R"),
     ];
     for (change, name) in cases {
         let mut asked = definition();

@@ -14,8 +14,8 @@ use super::{
 
 /// The release that is installed; environments were tried with it.
 const PINNED: &str = "0.13.9";
-/// The oldest release that has every option used here.
-const MINIMUM: (u32, u32, u32) = (0, 5, 0);
+/// The oldest release that has every option used here: it resolves into `pylock.toml`.
+const MINIMUM: (u32, u32, u32) = (0, 7, 0);
 
 /// A uv that runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -201,7 +201,7 @@ mod tests {
         let cancel = CancellationToken::new();
         let mut log = Vec::new();
         let error = locate(&host, &settings, &mut Console::new(&mut log, &cancel)).await.unwrap_err().to_string();
-        assert!(error.contains("offline = true") && error.contains("install uv 0.5.0 or newer"), "{error}");
-        assert!(log[0].ends_with("is passed over: uv 0.1.2 is older than 0.5.0"), "{log:?}");
+        assert!(error.contains("offline = true") && error.contains("install uv 0.7.0 or newer"), "{error}");
+        assert!(log[0].ends_with("is passed over: uv 0.1.2 is older than 0.7.0"), "{log:?}");
     }
 }

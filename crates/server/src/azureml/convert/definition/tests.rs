@@ -104,7 +104,6 @@ fn what_asks_for_more_than_its_default_is_refused_by_name() {
     let table = [
         ("Environment.Docker.BuildContext", json!({"locationType": "git"}), "Configuration.Environment.Docker.BuildContext is given and"),
         ("Environment.Python.BaseCondaEnvironment", json!("base"), "Configuration.Environment.Python.BaseCondaEnvironment = `base` is not"),
-        ("Environment.Python.CondaDependenciesFile", json!("c.yml"), "Configuration.Environment.Python.CondaDependenciesFile = `c.yml`"),
         ("Environment.R", json!({}), "Configuration.Environment.R is given and"),
         ("Environment.Spark.Packages", json!([{"group": "g"}]), "Configuration.Environment.Spark.Packages is not empty and"),
         ("Environment.Spark.Repositories", json!(["r"]), "Configuration.Environment.Spark.Repositories is not empty"),
@@ -208,11 +207,17 @@ fn what_cannot_be_meant_is_refused_where_it_stands() {
 }
 
 #[test]
-fn conda_packages_beyond_python_are_refused_at_their_place() {
-    let conda = json!({"dependencies": ["python=3.9", "numpy=1.20"]});
-    let error = convert(founding_with("Environment.Python.CondaDependencies", conda)).unwrap_err();
-    assert!(error.target().unwrap().starts_with("Configuration.Environment.Python.CondaDependencies"), "{error:?}");
-    assert!(error.message().contains("numpy"), "{error}");
+fn conda_packages_beyond_python_make_a_conda_environment_and_a_bad_one_is_refused_at_its_place() {
+    let conda = json!({"channels": ["conda-forge"], "dependencies": ["python=3.9", "numpy=1.20", {"pip": ["six"]}]});
+    let converted = convert(founding_with("Environment.Python.CondaDependencies", conda)).unwrap();
+    let EnvironmentSpec::Conda(environment) = converted.definition.environment else { panic!("conda packages are wanted") };
+    assert_eq!(environment.packages, ["python=3.9", "numpy=1.20"]);
+    assert_eq!((environment.channels, environment.pip), (vec!["conda-forge".to_owned()], vec!["six".to_owned()]));
+
+    let error =
+        convert(founding_with("Environment.Python.CondaDependencies", json!({"dependencies": ["python=3.9", "=1.20"]}))).unwrap_err();
+    assert_eq!(error.target(), Some("Configuration.Environment.Python.CondaDependencies.dependencies[1]"));
+    assert!(error.message().contains("`=1.20`"), "{error}");
 }
 
 #[test]
