@@ -438,21 +438,27 @@ async fn watched<T>(
     tokio::pin!(work);
     let cancel = console.cancel;
     let mut told = String::new();
-    loop {
+    let mut tell = |progress: &Progress, console: &mut Console<'_>| {
+        // Each step has a line in the log, its counts are for who watches.
+        if told != progress.what {
+            console.line(&progress.to_string());
+            told.clone_from(&progress.what);
+        }
+        console.progress(progress);
+    };
+    let result = loop {
         tokio::select! {
             biased;
             () = cancel.cancelled() => return Err(PrepareError::Cancelled.into()),
-            Some(progress) = heard.recv() => {
-                // Each step has a line in the log, its counts are for who watches.
-                if told != progress.what {
-                    console.line(&progress.to_string());
-                    told.clone_from(&progress.what);
-                }
-                console.progress(&progress);
-            }
-            result = &mut work => return result.map_err(Into::into),
+            Some(progress) = heard.recv() => tell(&progress, console),
+            result = &mut work => break result,
         }
+    };
+    // What it said last, in the same moment as it ended.
+    while let Ok(progress) = heard.try_recv() {
+        tell(&progress, console);
     }
+    result.map_err(Into::into)
 }
 
 #[cfg(test)]

@@ -140,6 +140,8 @@ impl Desk<'_> {
             say(&mut words, word);
         }
         if self.client.kind == Kind::Podman {
+            // The one before may still be on its way out: Podman removes it after its client has ended. Docker's client waits for that.
+            say(&mut words, "--replace");
             say(&mut words, "--security-opt=label=disable");
         } else if let Some(runtime) = &self.containers.runtime {
             say(&mut words, &format!("--runtime={runtime}"));
