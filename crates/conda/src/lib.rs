@@ -1,4 +1,4 @@
-//! conda packages without conda: which ones an environment needs ([`solve`]), and their installation into a folder ([`install()`]).
+//! conda packages without conda: which ones an environment needs ([`solve()`]), and their installation into a folder ([`install()`]).
 //!
 //! The only place that knows the `rattler` crates, whose types change with every release: none of them is in a signature here.
 //! What goes in are the words of `trainyard_core::environment`, what comes out is a list of [`trainyard_core::environment::LockedConda`].

@@ -7,7 +7,7 @@
 //! checksums.json     last: the SHA-256 of every file before it; an archive without it is cut off
 //! ```
 //!
-//! Writing is [`super::export`]'s, reading [`super::import`]'s. The checksums protect from damage, not from malice: what is imported
+//! Writing is [`super::export()`]'s, reading [`super::import()`]'s. The checksums protect from damage, not from malice: what is imported
 //! is run, so an archive is to be trusted like any program.
 
 use std::{
