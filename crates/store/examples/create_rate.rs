@@ -172,6 +172,7 @@ async fn place(store: &Store) -> Result<Arc<RunRecord>, Failure> {
         priority: 0,
         history: History::default(),
         retries: RetryWish::default(),
+        slurm: Default::default(),
     };
     let id = RunId::new("template")?;
     Ok(Arc::new(RunRecord {

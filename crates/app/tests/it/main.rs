@@ -15,5 +15,6 @@ mod founding;
 mod history;
 mod keep;
 mod lifecycle;
+mod slurm;
 mod tokens;
 mod upgrade;

@@ -237,6 +237,7 @@ mod tests {
             priority: 0,
             history: History::default(),
             retries: RetryWish::default(),
+            slurm: Default::default(),
         }
     }
 

@@ -59,6 +59,7 @@ impl Stage {
             priority: 0,
             history: History::default(),
             retries: RetryWish::default(),
+            slurm: Default::default(),
         };
         let identity = Identity::new();
         let world = World::new(snapshot.clone());

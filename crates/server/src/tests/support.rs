@@ -206,6 +206,7 @@ async fn stopped_engine(dir: &Path, store: &Store, tokens: &Tokens) -> Handle {
         slots,
         engine: "local",
         retries: NO_RETRY,
+        environments: None,
         executor: Arc::new(Nowhere),
     };
     let environments = EnvironmentSettings {

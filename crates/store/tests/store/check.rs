@@ -112,6 +112,7 @@ fn definition() -> Definition {
         priority: 0,
         history: History::default(),
         retries: RetryWish::default(),
+        slurm: Default::default(),
     }
 }
 

@@ -26,6 +26,7 @@ fn definition() -> Definition {
         priority: 3,
         history: History::default(),
         retries: RetryWish::default(),
+        slurm: Default::default(),
     }
 }
 

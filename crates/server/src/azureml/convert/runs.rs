@@ -363,6 +363,7 @@ pub(crate) mod tests {
             priority: 0,
             history: History::default(),
             retries: RetryWish::default(),
+            slurm: Default::default(),
         };
         RunRecord {
             ownership: Ownership::Managed,

@@ -51,6 +51,7 @@ fn the_founding_definition_becomes_what_it_says() {
         priority: 0,
         history: History { output_collection: true, directories_to_watch: vec!["logs".into()] },
         retries: RetryWish::default(),
+        slurm: Default::default(),
     };
     assert_eq!(converted.definition, expected);
     assert_eq!(
