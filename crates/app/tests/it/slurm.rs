@@ -213,13 +213,12 @@ async fn a_run_that_waits_in_slurm_says_why_and_is_cancelled_there() {
 async fn jobs_ahead_are_counted() {
     let Some(cluster) = Cluster::find("jobs_ahead_are_counted", Kind::Plain) else { return };
     let server = cluster.server("").await;
-    // The first takes all four nodes' CPUs from the others.
-    let all = slurm(json!({ "Cpus": 8, "Arguments": ["--exclusive"] }));
-    let mut runs = vec![server.submit(LONG, all).await];
-    for _ in 0..5 {
+    let mut runs = Vec::new();
+    for number in 1..=6 {
         runs.push(server.submit(LONG, slurm(json!({ "Arguments": ["--exclusive"] }))).await);
+        until("the job", || async { (cluster.jobs("PD,R").len() == number).then_some(()) }).await;
     }
-    // Four run, two wait: one is next, and one has the other ahead.
+    // Each has a node to itself: four run, two wait, one is next, and one has the other ahead.
     wait_reason(&server, &runs[4], "next in partition cpu").await;
     wait_reason(&server, &runs[5], "1 job ahead in partition cpu").await;
     for run in &runs {

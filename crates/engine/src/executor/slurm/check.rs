@@ -71,16 +71,38 @@ impl Checks {
     }
 }
 
+/// What `sbatch --test-only` says both to a job that no node could ever run and to one whose nodes are all drained or down just now.
+const NEVER_OR_NOT_NOW: &str = "requested node configuration is not available";
+
 async fn ask(tools: &Tools, wish: &SlurmWish) -> Answer {
-    let fixed = ["--test-only", "--job-name=trainyard-check"];
-    let mut arguments: Vec<String> = fixed.iter().chain(SHAPE).map(|word| (*word).to_owned()).collect();
-    arguments.extend(wish.options());
-    arguments.push("--wrap=true".into());
-    match tools.run("sbatch", &arguments, PATIENCE).await {
+    match tools.run("sbatch", &arguments(&["--test-only"], wish), PATIENCE).await {
         Ok(_) => Answer::Fine,
+        Err(Failure::Refused(words)) if words.to_lowercase().contains(NEVER_OR_NOT_NOW) => try_it(tools, wish).await,
         // It may fit when less is in use.
         Err(Failure::Refused(words)) if is_for_now(&words) => Answer::Fine,
         Err(Failure::Refused(words)) => Answer::Refused(words),
         Err(Failure::NoAnswer(words)) => Answer::Unknown(words),
     }
+}
+
+/// A job for tomorrow that is taken back at once: Slurm takes it if some node could run it, whatever state the nodes are in.
+async fn try_it(tools: &Tools, wish: &SlurmWish) -> Answer {
+    let tomorrow = ["--parsable", "--begin=now+1day", "--output=/dev/null"];
+    match tools.run("sbatch", &arguments(&tomorrow, wish), PATIENCE).await {
+        Ok(printed) => {
+            let id = printed.text.trim().split(';').next().unwrap_or_default().to_owned();
+            if let Err(failure) = tools.run("scancel", &[id], PATIENCE).await {
+                tracing::warn!(error = failure.words(), "a trial job could not be taken back; it does nothing");
+            }
+            Answer::Fine
+        }
+        Err(Failure::Refused(words)) if is_for_now(&words) => Answer::Fine,
+        Err(Failure::Refused(words)) => Answer::Refused(words),
+        Err(Failure::NoAnswer(words)) => Answer::Unknown(words),
+    }
+}
+
+fn arguments(how: &[&str], wish: &SlurmWish) -> Vec<String> {
+    let fixed = how.iter().chain(&["--job-name=trainyard-check"]).chain(SHAPE).map(|word| (*word).to_owned());
+    fixed.chain(wish.options()).chain(["--wrap=true".to_owned()]).collect()
 }
