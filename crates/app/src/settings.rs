@@ -144,7 +144,12 @@ pub const KEYS: &[Key] = &[
         "none; Slurm needs one",
         "Slurm: a folder that this machine and every node see under the same path. Attempts, the program for the nodes and environments are kept in it. Targets may share one, servers may not.",
     ),
-    key("compute.NAME", "partition", "Slurm's own", "Slurm: the partition; a definition's `Slurm.Partition` wins, and so on for the next seven."),
+    key(
+        "compute.NAME",
+        "partition",
+        "Slurm's own",
+        "Slurm: the partition; a definition's `Slurm.Partition` wins, and so on for the next seven.",
+    ),
     key("compute.NAME", "account", "Slurm's own", "Slurm: the account (`Slurm.Account`)."),
     key("compute.NAME", "qos", "Slurm's own", "Slurm: the QOS (`Slurm.Qos`)."),
     key("compute.NAME", "time_limit", "Slurm's own", "Slurm: the time limit of a job, as `sbatch --time` takes it (`Slurm.TimeLimit`)."),

@@ -33,9 +33,35 @@ pub struct SlurmWish {
 
 /// Options that this server sets, or that would take away what it relies on.
 const KEPT: &[&str] = &[
-    "array", "batch", "chdir", "clusters", "error", "export", "export-file", "get-user-env", "help", "input", "job-name", "kill-on-invalid-dep",
-    "nodes", "no-requeue", "ntasks", "ntasks-per-node", "open-mode", "output", "parsable", "quiet", "requeue", "test-only", "uid", "gid", "usage",
-    "verbose", "version", "wait", "wrap",
+    "array",
+    "batch",
+    "chdir",
+    "clusters",
+    "error",
+    "export",
+    "export-file",
+    "get-user-env",
+    "help",
+    "input",
+    "job-name",
+    "kill-on-invalid-dep",
+    "nodes",
+    "no-requeue",
+    "ntasks",
+    "ntasks-per-node",
+    "open-mode",
+    "output",
+    "parsable",
+    "quiet",
+    "requeue",
+    "test-only",
+    "uid",
+    "gid",
+    "usage",
+    "verbose",
+    "version",
+    "wait",
+    "wrap",
 ];
 
 /// The longest value, in characters.
@@ -144,7 +170,8 @@ mod tests {
 
     #[test]
     fn a_run_says_what_differs_from_its_target() {
-        let target = SlurmWish { partition: some("cpu"), memory: some("1G"), arguments: vec!["--exclusive".into()], ..SlurmWish::default() };
+        let target =
+            SlurmWish { partition: some("cpu"), memory: some("1G"), arguments: vec!["--exclusive".into()], ..SlurmWish::default() };
         let run = SlurmWish { memory: some("4G"), cpus: Some(2), arguments: vec!["--nice=5".into()], ..SlurmWish::default() };
         let options = target.with(&run).options();
         assert_eq!(options, ["--partition=cpu", "--mem=4G", "--cpus-per-task=2", "--exclusive", "--nice=5"]);
@@ -154,10 +181,14 @@ mod tests {
     #[test]
     fn what_the_server_relies_on_is_not_the_callers_to_say() {
         let check = |argument: &str| SlurmWish { arguments: vec![argument.into()], ..SlurmWish::default() }.check();
-        for fine in ["--exclusive", "--nice=100", "--mail-user=ada", "--reservation=x", "--begin=now+1hour", "--gpus=1", "--signal=B:USR1@60"] {
+        for fine in
+            ["--exclusive", "--nice=100", "--mail-user=ada", "--reservation=x", "--begin=now+1hour", "--gpus=1", "--signal=B:USR1@60"]
+        {
             assert!(check(fine).is_ok(), "{fine}");
         }
-        for bad in ["--array=1-9", "--arr=1-9", "--output=/dev/null", "-p", "cpu", "--", "--requeue", "--nodes=2", "--wrap=x", "--job-name=x", ""] {
+        for bad in
+            ["--array=1-9", "--arr=1-9", "--output=/dev/null", "-p", "cpu", "--", "--requeue", "--nodes=2", "--wrap=x", "--job-name=x", ""]
+        {
             let error = check(bad).unwrap_err();
             assert_eq!(error.target(), Some("Arguments[0]"), "{bad}");
         }

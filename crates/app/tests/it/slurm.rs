@@ -152,7 +152,7 @@ async fn a_run_is_a_job_and_everything_of_it_comes_back() {
         server.wait_for(&run, "Completed").await;
         let log = server.driver_log(&run).await;
         assert!(log.starts_with("job trainyard-") && log.contains(" n"), "{log}");
-        let outputs = server.cli(&["download", &run, "--into", server.dir().join("out").to_str().unwrap()]);
+        let outputs = server.cli(&["download", &run, "--output", server.dir().join("out").to_str().unwrap()]);
         assert!(outputs.status.success(), "{}", String::from_utf8_lossy(&outputs.stderr));
         assert!(server.files("out").iter().any(|file| file.ends_with("outputs/model.txt")), "{:?}", server.files("out"));
         until("the folder of the attempt to be swept", || async {
@@ -346,7 +346,7 @@ async fn a_controller_that_is_away_changes_nothing_and_a_server_that_restarts_fi
     wait_reason(&server, &queued, "BeginTime").await;
     cluster.daemon("controller", &["stop"]);
     // The check at submission has no answer either: the run is taken with a warning.
-    let away = server.submit(HELLO, |_| {}).await;
+    let away = server.submit(HELLO, slurm(json!({ "Cpus": 1 }))).await;
     wait_reason(&server, &away, "waits for Slurm's answer").await;
     wait_reason(&server, &queued, "waits for Slurm's answer").await;
     server.kill();

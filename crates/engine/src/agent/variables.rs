@@ -288,7 +288,12 @@ mod tests {
     #[test]
     fn the_agents_own_variables_stay_with_the_agent_unless_listed() {
         let mut case = Case::new();
-        case.own.extend([("AWS_SECRET_ACCESS_KEY", "secret"), ("TRAINYARD_STORE", "postgres://u:p@h/d"), ("TZ", "UTC"), ("SLURM_JOB_ID", "17")]);
+        case.own.extend([
+            ("AWS_SECRET_ACCESS_KEY", "secret"),
+            ("TRAINYARD_STORE", "postgres://u:p@h/d"),
+            ("TZ", "UTC"),
+            ("SLURM_JOB_ID", "17"),
+        ]);
         let (all, _) = case.run();
         assert_eq!((all["TZ"].as_str(), all["SLURM_JOB_ID"].as_str()), ("UTC", "17"));
         assert!(!all.values().any(|value| value.contains("secret") || value.contains("postgres")));

@@ -410,6 +410,17 @@ async fn a_job_that_slurm_puts_back_does_not_start_its_code_again() {
 }
 
 #[tokio::test]
+async fn a_look_from_before_the_job_began_does_not_take_it_for_one_that_was_put_back() {
+    let (slurm, executor, attempt) = submitted(Some("hold")).await;
+    until_waits(&executor, attempt, "Slurm job 1").await;
+    let folder = slurm.folder(attempt);
+    fs::write(folder.path().join("slurm.claim"), "1").unwrap();
+    fs::write(folder.path().join("started.json"), "{\"started_us\":1}").unwrap();
+    assert_eq!(executor.observe(attempt).await.unwrap(), Observation::Alive);
+    assert_eq!(folder.verdict(), None);
+}
+
+#[tokio::test]
 async fn accounting_is_asked_for_what_slurm_has_forgotten_in_the_words_of_each_version() {
     for (state, label) in [("CANCELLED by 1000", "cancelled"), ("TIMEOUT", "time_limit"), ("OUT_OF_MEMORY", "out_of_memory")] {
         let (slurm, executor, attempt) = submitted(None).await;
@@ -557,7 +568,11 @@ async fn commands_on_a_login_node_arrive_word_by_word() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     let calls = fs::read_to_string(bin.join("calls")).unwrap();
     assert!(calls.contains("-o BatchMode=yes") && calls.contains("me@login"), "{calls}");
-    assert!(slurm.calls("sbatch --test-only").iter().any(|call| call.contains("--comment=it's $HOME; true")), "{:?}", slurm.calls("sbatch"));
+    assert!(
+        slurm.calls("sbatch --test-only").iter().any(|call| call.contains("--comment=it's $HOME; true")),
+        "{:?}",
+        slurm.calls("sbatch")
+    );
 }
 
 /// The other half of the test before: a process whose PATH has the stand-in.

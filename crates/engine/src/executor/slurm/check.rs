@@ -54,7 +54,9 @@ impl Checks {
         };
         match answer {
             Answer::Fine => Ok(None),
-            Answer::Refused(words) => Err(Error::invalid(format!("Slurm does not take this run: {words}")).with_target("Configuration.Slurm")),
+            Answer::Refused(words) => {
+                Err(Error::invalid(format!("Slurm does not take this run: {words}")).with_target("Configuration.Slurm"))
+            }
             Answer::Unknown(words) => {
                 Ok(Some(format!("Slurm could not be asked whether it takes this run, which is submitted all the same: {words}")))
             }

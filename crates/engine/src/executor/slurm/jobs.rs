@@ -47,6 +47,8 @@ struct Entry {
     wish: Option<Wish>,
     /// When Slurm was last told about the wish.
     told: Option<Instant>,
+    /// Since when its code is known to have begun.
+    begun: Option<Instant>,
 }
 
 /// The jobs of attempts.
@@ -121,6 +123,13 @@ impl Jobs {
         .collect()
     }
 
+    /// Whether it was known already at `look` that the code of `attempt`, which has begun, had.
+    pub(super) fn was_begun_before(&self, attempt: AttemptId, look: Option<Instant>) -> bool {
+        let mut entries = self.lock();
+        let begun = entries.get_mut(&attempt).map(|entry| *entry.begun.get_or_insert_with(Instant::now));
+        begun.is_some_and(|begun| look.is_some_and(|look| look > begun))
+    }
+
     /// Slurm was told about the wish for `attempt`.
     pub(super) fn told(&self, attempt: AttemptId) {
         if let Some(entry) = self.lock().get_mut(&attempt) {
@@ -148,7 +157,7 @@ impl Jobs {
 fn set(entries: &mut HashMap<AttemptId, Entry>, attempt: AttemptId, phase: Phase) {
     match entries.get_mut(&attempt) {
         Some(entry) => entry.phase = phase,
-        None => drop(entries.insert(attempt, Entry { phase, wish: None, told: None })),
+        None => drop(entries.insert(attempt, Entry { phase, wish: None, told: None, begun: None })),
     }
 }
 
@@ -191,6 +200,15 @@ mod tests {
         assert_eq!(id_of(jobs.phase(attempt(), &folder)), Some(18));
         std::fs::write(dir.path().join(CLAIM), "17\n").unwrap();
         assert_eq!(id_of(jobs.phase(attempt(), &folder)), Some(17));
+    }
+
+    #[test]
+    fn a_look_from_before_the_beginning_says_nothing_about_what_has_begun() {
+        let (jobs, look) = (Jobs::default(), Instant::now());
+        jobs.set(attempt(), Phase::Known { id: 17, since: look });
+        assert!(!jobs.was_begun_before(attempt(), None));
+        assert!(!jobs.was_begun_before(attempt(), Some(look)));
+        assert!(jobs.was_begun_before(attempt(), Some(Instant::now() + std::time::Duration::from_millis(1))));
     }
 
     #[test]

@@ -81,18 +81,19 @@ impl Inner {
 
     fn observe_shown(&self, attempt: AttemptId, job: &Job, folder: &AttemptFolder) -> Observation {
         match &job.state {
-            JobState::Pending | JobState::Requeued if has_begun(folder) && folder.was_started() => {
-                // Its code is not started a second time: what is left is to close the books, once the job is out of the queue.
-                self.note_verdict(folder, || ending::requeued(job));
-                self.jobs.kill(attempt);
+            // The look may be older than the beginning; only a later one says that the job was put back.
+            JobState::Pending | JobState::Requeued if has_begun(folder) => {
+                if folder.was_started() && self.jobs.was_begun_before(attempt, self.view.began()) {
+                    // Its code is not started a second time: what is left is to close the books, once the job is out of the queue.
+                    self.note_verdict(folder, || ending::requeued(job));
+                    self.jobs.kill(attempt);
+                }
                 Observation::Alive
             }
-            JobState::Pending | JobState::Requeued | JobState::Configuring | JobState::Suspended => {
-                pending(match self.view.trouble() {
-                    Some(words) => reason::unanswered(&words),
-                    None => reason::of(job, self.view.ahead(job)),
-                })
-            }
+            JobState::Pending | JobState::Requeued | JobState::Configuring | JobState::Suspended => pending(match self.view.trouble() {
+                Some(words) => reason::unanswered(&words),
+                None => reason::of(job, self.view.ahead(job)),
+            }),
             JobState::Running | JobState::Completing => Observation::Alive,
             JobState::Ended(end) => self.observe_ended(job, end, folder),
         }

@@ -52,7 +52,9 @@ pub(super) enum End {
     BootFail,
     Preempted,
     /// By whom, as `sacct` says it: a user id.
-    Cancelled { by: Option<String> },
+    Cancelled {
+        by: Option<String>,
+    },
     Deadline,
     /// A word of Slurm that ends a job and is none of these.
     Other(String),

@@ -23,19 +23,25 @@ fn queued(job: &Job, ahead: Option<usize>) -> (&'static str, String) {
         "Resources" => resources("WaitingForResources"),
         "Priority" => resources("WaitingForPriority"),
         "None" | "" => ("WaitingForScheduler", format!("waits for Slurm to look at it, in partition {partition}")),
-        "BeginTime" => ("BeginTime", "does not begin before the time that was asked for, or Slurm waits after it was put back (BeginTime)".to_owned()),
+        "BeginTime" => {
+            ("BeginTime", "does not begin before the time that was asked for, or Slurm waits after it was put back (BeginTime)".to_owned())
+        }
         "Dependency" => ("Dependency", "waits for the jobs that it depends on (Dependency)".to_owned()),
         "DependencyNeverSatisfied" => {
             ("NeverStarts", "will never start: a job that it depends on ended badly (DependencyNeverSatisfied); cancel the run".to_owned())
         }
-        "PartitionTimeLimit" => {
-            ("NeverStarts", format!("asks for more time than partition {partition} gives (PartitionTimeLimit); cancel the run and ask for less"))
-        }
-        "PartitionNodeLimit" => {
-            ("NeverStarts", format!("asks for more nodes than partition {partition} gives (PartitionNodeLimit); cancel the run and ask for fewer"))
-        }
+        "PartitionTimeLimit" => (
+            "NeverStarts",
+            format!("asks for more time than partition {partition} gives (PartitionTimeLimit); cancel the run and ask for less"),
+        ),
+        "PartitionNodeLimit" => (
+            "NeverStarts",
+            format!("asks for more nodes than partition {partition} gives (PartitionNodeLimit); cancel the run and ask for fewer"),
+        ),
         "PartitionDown" | "PartitionInactive" => ("PartitionDown", format!("partition {partition} takes no jobs now ({reason})")),
-        "JobHeldUser" | "JobHeldAdmin" => ("Held", format!("is held and starts when it is released, with `scontrol release {}` ({reason})", job.id)),
+        "JobHeldUser" | "JobHeldAdmin" => {
+            ("Held", format!("is held and starts when it is released, with `scontrol release {}` ({reason})", job.id))
+        }
         "Licenses" => ("Licenses", "waits for licences (Licenses)".to_owned()),
         "Reservation" | "ReservationDeleted" => ("Reservation", format!("waits for its reservation ({reason})")),
         "JobArrayTaskLimit" | "NodeDown" | "BadConstraints" | "InvalidAccount" | "InvalidQOS" | "AccountNotAllowed" | "QOSNotAllowed" => {

@@ -167,7 +167,14 @@ pub(super) fn note_job(folder: &AttemptFolder, id: u64) {
 /// Whether a refusal holds only as long as so much is in use.
 pub(super) fn is_for_now(words: &str) -> bool {
     let words = words.to_lowercase();
-    let phrases = ["job violates accounting/qos policy", "job limit", "maximum number of jobs", "submit limit", "slurm_persist", "reservation is not"];
+    let phrases = [
+        "job violates accounting/qos policy",
+        "job limit",
+        "maximum number of jobs",
+        "submit limit",
+        "slurm_persist",
+        "reservation is not",
+    ];
     phrases.iter().any(|phrase| words.contains(phrase))
 }
 

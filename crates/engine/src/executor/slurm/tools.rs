@@ -36,8 +36,26 @@ pub(super) struct Tools {
 /// Variables of the server that Slurm's commands get, and through `sbatch` the agents: what finds programs and homes, the way out to the network,
 /// Slurm's own configuration. What belongs to this machine alone (its accelerators, its folder for temporary files) and secrets are not among them.
 const KEPT_VARIABLES: &[&str] = &[
-    "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY",
-    "http_proxy", "https_proxy", "all_proxy", "no_proxy", "SLURM_CONF", "SSH_AUTH_SOCK", "KRB5CCNAME",
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "LANG",
+    "LC_ALL",
+    "LC_CTYPE",
+    "TZ",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "NO_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "all_proxy",
+    "no_proxy",
+    "SLURM_CONF",
+    "SSH_AUTH_SOCK",
+    "KRB5CCNAME",
 ];
 
 /// Beginnings of names that are kept too: how pip and uv reach their index.
@@ -152,7 +170,10 @@ mod tests {
     #[test]
     fn slurms_sentences_are_its_own_without_the_names_of_its_tools() {
         let text = "sbatch: error: invalid partition specified: nope\nsbatch: error: Batch job submission failed: Invalid partition name specified\n";
-        assert_eq!(said("sbatch", text), "invalid partition specified: nope; Batch job submission failed: Invalid partition name specified");
+        assert_eq!(
+            said("sbatch", text),
+            "invalid partition specified: nope; Batch job submission failed: Invalid partition name specified"
+        );
         assert_eq!(said("sbatch", "allocation failure: Invalid qos specification\n"), "allocation failure: Invalid qos specification");
         assert_eq!(said("sbatch", &"x".repeat(5000)).chars().count(), MAX_SAID + 1);
     }
@@ -165,7 +186,9 @@ mod tests {
 
     #[test]
     fn the_accelerators_and_secrets_of_this_machine_stay_here() {
-        for name in ["CUDA_VISIBLE_DEVICES", "TMPDIR", "AWS_SECRET_ACCESS_KEY", "TRAINYARD_STORE__DATABASE", "SBATCH_PARTITION", "SLURM_JOB_ID"] {
+        for name in
+            ["CUDA_VISIBLE_DEVICES", "TMPDIR", "AWS_SECRET_ACCESS_KEY", "TRAINYARD_STORE__DATABASE", "SBATCH_PARTITION", "SLURM_JOB_ID"]
+        {
             assert!(!is_kept(name), "{name}");
         }
         assert!(is_kept("PATH") && is_kept("PIP_INDEX_URL") && is_kept("SLURM_CONF"));

@@ -101,6 +101,11 @@ impl View {
         }
     }
 
+    /// When the last look that was answered began.
+    pub(super) fn began(&self) -> Option<Instant> {
+        self.lock().snapshot.as_ref().map(|snapshot| snapshot.began)
+    }
+
     /// Why the last question had no answer.
     pub(super) fn trouble(&self) -> Option<String> {
         self.lock().trouble.clone()
@@ -178,7 +183,8 @@ impl View {
         *last = Some(Instant::now());
         ids.truncate(IDS);
         let list = ids.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
-        let arguments = ["--noheader", "--parsable2", "--allocations", "--jobs", &list, &format!("--format={SACCT_COLUMNS}")].map(str::to_owned);
+        let arguments =
+            ["--noheader", "--parsable2", "--allocations", "--jobs", &list, &format!("--format={SACCT_COLUMNS}")].map(str::to_owned);
         let answer = tools.run("sacct", &arguments, QUESTION).await;
         let mut known = self.lock();
         match answer {
