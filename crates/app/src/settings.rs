@@ -15,10 +15,11 @@ use toml::{
     Table, Value,
     de::{DeTable, DeValue},
 };
-use trainyard_core::{container::ContainerPolicy, run::RetryPolicy};
+use trainyard_core::{container::ContainerPolicy, run::RetryPolicy, slurm::SlurmWish};
 use trainyard_engine::{
     container::EngineChoice,
     environment::{EnvironmentSettings, PythonFallback},
+    executor::slurm::SlurmSettings,
 };
 
 use crate::curated::CuratedSection;
@@ -159,8 +160,18 @@ pub const KEYS: &[Key] = &[
         "A container image that runs go into; the packages are put on top of it. Without packages its own Python runs the script.",
     ),
     key("curated.NAME", "version", "\"1\"", "Its version: change it with the content, so that runs tell the two apart."),
-    key("compute.NAME", "engine", "\"local\"", "What executes the runs of this target: `local`."),
-    key("compute.NAME", "slots", "the number of cores", "How many runs at once. 0 holds every run back."),
+    key(
+        "compute.NAME",
+        "engine",
+        "\"local\"",
+        "What executes the runs of this target: `local` (processes on the server's machine) or `slurm` (jobs; see `deploy/slurm/README.md`).",
+    ),
+    key(
+        "compute.NAME",
+        "slots",
+        "the number of cores; 1000 with Slurm, which has a queue of its own",
+        "How many runs at once, those in the engine's own queue included. 0 holds every run back.",
+    ),
     key(
         "compute.NAME",
         "retries",
@@ -212,6 +223,38 @@ pub const KEYS: &[Key] = &[
         "User at the container registry whose host is the name: `[registry.\"registry.example:5000\"]`.",
     ),
     key("registry.NAME", "password", "none", "Password or token of that user; never shown."),
+    key(
+        "compute.NAME",
+        "shared_dir",
+        "none; Slurm needs one",
+        "Slurm: a folder that this machine and every node see under the same path. Attempts, the program for the nodes and environments are kept in it. Targets may share one, servers may not.",
+    ),
+    key(
+        "compute.NAME",
+        "partition",
+        "Slurm's own",
+        "Slurm: the partition; a definition's `Slurm.Partition` wins, and so on for the next seven.",
+    ),
+    key("compute.NAME", "account", "Slurm's own", "Slurm: the account (`Slurm.Account`)."),
+    key("compute.NAME", "qos", "Slurm's own", "Slurm: the QOS (`Slurm.Qos`)."),
+    key("compute.NAME", "time_limit", "Slurm's own", "Slurm: the time limit of a job, as `sbatch --time` takes it (`Slurm.TimeLimit`)."),
+    key("compute.NAME", "gres", "none", "Slurm: generic resources, e.g. `\"gpu:1\"` (`Slurm.Gres`)."),
+    key("compute.NAME", "memory", "Slurm's own", "Slurm: memory of the node, e.g. `\"16G\"` (`Slurm.Memory`)."),
+    key("compute.NAME", "cpus", "Slurm's own", "Slurm: CPUs of the run (`Slurm.Cpus`)."),
+    key("compute.NAME", "constraint", "none", "Slurm: features that the node must have (`Slurm.Constraint`)."),
+    key(
+        "compute.NAME",
+        "sbatch_arguments",
+        "[]",
+        "Slurm: further options of `sbatch`, each as `\"--name=value\"`; a definition's `Slurm.Arguments` come after them.",
+    ),
+    key("compute.NAME", "slurm_bin", "where PATH finds them", "Slurm: the folder of `sbatch`, `squeue`, `sacct` and `scancel`."),
+    key(
+        "compute.NAME",
+        "ssh",
+        "none",
+        "Slurm: run its commands on this login node, as `ssh` takes it (`\"user@login\"`), without a password; the user must own the shared folder.",
+    ),
 ];
 
 /// The whole configuration, with defaults filled in.
@@ -381,7 +424,7 @@ pub struct ComputeSection {
     /// See [`KEYS`].
     pub engine: Engine,
     /// See [`KEYS`].
-    pub slots: u32,
+    pub slots: Option<u32>,
     /// See [`KEYS`].
     pub retries: u32,
     /// See [`KEYS`].
@@ -400,15 +443,37 @@ pub struct ComputeSection {
     pub container_arguments: Vec<String>,
     /// See [`KEYS`].
     pub container_volumes: Vec<String>,
+    pub shared_dir: Option<PathBuf>,
+    /// See [`KEYS`].
+    pub partition: Option<String>,
+    /// See [`KEYS`].
+    pub account: Option<String>,
+    /// See [`KEYS`].
+    pub qos: Option<String>,
+    /// See [`KEYS`].
+    pub time_limit: Option<String>,
+    /// See [`KEYS`].
+    pub gres: Option<String>,
+    /// See [`KEYS`].
+    pub memory: Option<String>,
+    /// See [`KEYS`].
+    pub cpus: Option<u32>,
+    /// See [`KEYS`].
+    pub constraint: Option<String>,
+    /// See [`KEYS`].
+    pub sbatch_arguments: Vec<String>,
+    /// See [`KEYS`].
+    pub slurm_bin: Option<PathBuf>,
+    /// See [`KEYS`].
+    pub ssh: Option<String>,
 }
 
 impl Default for ComputeSection {
     fn default() -> Self {
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let rule = RetryPolicy::default();
         Self {
             engine: Engine::Local,
-            slots: u32::try_from(cores).unwrap_or(u32::MAX),
+            slots: None,
             retries: rule.infrastructure,
             user_retries: rule.user_code,
             retry_backoff_seconds: rule.backoff_seconds,
@@ -418,6 +483,18 @@ impl Default for ComputeSection {
             container_ulimits: Vec::new(),
             container_arguments: Vec::new(),
             container_volumes: Vec::new(),
+            shared_dir: None,
+            partition: None,
+            account: None,
+            qos: None,
+            time_limit: None,
+            gres: None,
+            memory: None,
+            cpus: None,
+            constraint: None,
+            sbatch_arguments: Vec::new(),
+            slurm_bin: None,
+            ssh: None,
         }
     }
 }
@@ -438,12 +515,71 @@ impl std::fmt::Debug for RegistrySection {
     }
 }
 
+/// Runs of one target that may be in Slurm at once, unless the configuration says otherwise: most clusters take some thousands of a user.
+const SLURM_SLOTS: u32 = 1000;
+
+impl ComputeSection {
+    /// How many runs at once.
+    pub fn slots(&self) -> u32 {
+        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        self.slots.unwrap_or_else(|| match self.engine {
+            Engine::Local => u32::try_from(cores()).unwrap_or(u32::MAX),
+            Engine::Slurm => SLURM_SLOTS,
+        })
+    }
+
+    /// What its runs ask of Slurm, unless they say otherwise.
+    pub fn slurm_wish(&self) -> SlurmWish {
+        SlurmWish {
+            partition: self.partition.clone(),
+            account: self.account.clone(),
+            qos: self.qos.clone(),
+            time_limit: self.time_limit.clone(),
+            gres: self.gres.clone(),
+            memory: self.memory.clone(),
+            cpus: self.cpus,
+            constraint: self.constraint.clone(),
+            arguments: self.sbatch_arguments.clone(),
+        }
+    }
+
+    /// How its cluster is reached; `None`: it is not on Slurm.
+    pub fn slurm(&self) -> Option<SlurmSettings> {
+        let shared_dir = self.shared_dir.clone().filter(|_| self.engine == Engine::Slurm)?;
+        Some(SlurmSettings { shared_dir, slurm_bin: self.slurm_bin.clone(), ssh: self.ssh.clone() })
+    }
+
+    fn check(&self) -> Result<()> {
+        let wish = self.slurm_wish();
+        match self.engine {
+            Engine::Local => {
+                if !wish.is_empty() || self.shared_dir.is_some() || self.slurm_bin.is_some() || self.ssh.is_some() {
+                    bail!("it has keys that are for Slurm only, and `engine` is not \"slurm\"");
+                }
+            }
+            Engine::Slurm => {
+                let Some(shared) = &self.shared_dir else { bail!("`engine` is \"slurm\" and `shared_dir` is missing") };
+                if !shared.is_absolute() {
+                    bail!("`shared_dir` is `{}`: it must be an absolute path", shared.display());
+                }
+                if self.ssh.as_deref().is_some_and(|login| login.is_empty() || login.starts_with('-')) {
+                    bail!("`ssh` must be `user@host`, a host, or a name in the configuration of ssh");
+                }
+                wish.check().map_err(|error| anyhow::anyhow!("{}: {error}", error.target().unwrap_or_default()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// What executes the runs of a compute target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Engine {
     /// Processes on the server's machine.
     Local,
+    /// Jobs of a Slurm cluster.
+    Slurm,
 }
 
 impl Settings {
@@ -481,8 +617,9 @@ impl Settings {
         if self.server.heartbeat_limit_seconds < 3 {
             bail!("`heartbeat_limit_seconds` in [server] is {}: it must be at least 3", self.server.heartbeat_limit_seconds);
         }
-        for name in self.compute.keys() {
+        for (name, section) in &self.compute {
             trainyard_core::ids::ComputeName::new(name.as_str()).with_context(|| format!("in [compute.{name}]"))?;
+            section.check().with_context(|| format!("in [compute.{name}]"))?;
         }
         Ok(())
     }
@@ -651,7 +788,7 @@ mod tests {
         let file = "[server]\nlisten = \"127.0.0.1:1\"\n[compute.cpu-cluster]\nslots = 1\n";
         let settings = load(file, &[("TRAINYARD_SERVER__LISTEN", "127.0.0.1:2"), ("TRAINYARD_COMPUTE__CPU_CLUSTER__SLOTS", "7")]).unwrap();
         assert_eq!(settings.server.listen, "127.0.0.1:2");
-        assert_eq!(settings.compute["cpu-cluster"].slots, 7);
+        assert_eq!(settings.compute["cpu-cluster"].slots(), 7);
         assert_eq!(settings.compute.len(), 1);
         let text = message(load("", &[("TRAINYARD_SERVER__LISTE", "x")]));
         assert!(text.contains("TRAINYARD_SERVER__LISTE") && text.contains("did you mean `listen`?"), "{text}");
@@ -676,6 +813,23 @@ mod tests {
         assert!(text.contains("slots"), "{text}");
         let text = message(load("[compute.gpu]\nengine = \"slum\"\n", &[]));
         assert!(text.contains("slum") && text.contains("local"), "{text}");
+    }
+
+    #[test]
+    fn a_slurm_target_needs_a_shared_folder_and_a_local_one_has_no_use_for_it() {
+        let settings = load("[compute.gpu]\nengine = \"slurm\"\nshared_dir = \"/shared\"\npartition = \"gpu\"\ncpus = 4\n", &[]).unwrap();
+        let gpu = &settings.compute["gpu"];
+        assert_eq!((gpu.slots(), gpu.slurm_wish().options()), (SLURM_SLOTS, vec!["--partition=gpu".into(), "--cpus-per-task=4".into()]));
+        for (text, part) in [
+            ("engine = \"slurm\"\n", "`shared_dir` is missing"),
+            ("engine = \"slurm\"\nshared_dir = \"shared\"\n", "must be an absolute path"),
+            ("engine = \"slurm\"\nshared_dir = \"/s\"\nssh = \"-oProxyCommand=x\"\n", "`ssh` must be"),
+            ("engine = \"slurm\"\nshared_dir = \"/s\"\nsbatch_arguments = [\"--array=1-2\"]\n", "Arguments[0]"),
+            ("partition = \"gpu\"\n", "for Slurm only"),
+        ] {
+            let text = message(load(&format!("[compute.gpu]\n{text}"), &[]));
+            assert!(text.contains("[compute.gpu]") && text.contains(part), "{text}");
+        }
     }
 
     #[test]

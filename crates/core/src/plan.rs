@@ -99,7 +99,7 @@ pub const AHEAD_COUNTED: u32 = 200;
 /// Why a run waits: a bounded code and a sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WaitReason {
-    /// `Drained`, `TargetMissing`, `NoSlots`, `RetryBackoff`, `WaitingForSlot` or `Admitting`.
+    /// `Drained`, `TargetMissing`, `NoSlots`, `RetryBackoff`, `WaitingForSlot` or `Admitting`; or one of the engine's own.
     pub code: &'static str,
     /// For the person who waits.
     pub message: String,

@@ -15,7 +15,7 @@ use trainyard_core::definition::{Definition, Entry};
 use super::tree::ATTEMPT_VARIABLE;
 
 /// What the user's process inherits of the agent's environment, if it is there. Not a list of what to leave out: a secret has any name.
-const INHERITED: [&str; 28] = [
+const INHERITED: [&str; 29] = [
     "PATH",
     "HOME",
     "USER",
@@ -33,6 +33,7 @@ const INHERITED: [&str; 28] = [
     "CUDA_VISIBLE_DEVICES",
     "NVIDIA_VISIBLE_DEVICES",
     "ROCR_VISIBLE_DEVICES",
+    "GPU_DEVICE_ORDINAL",
     "XDG_CACHE_HOME",
     "XDG_RUNTIME_DIR",
     "SSL_CERT_DIR",
@@ -45,6 +46,13 @@ const INHERITED: [&str; 28] = [
     "NO_PROXY",
     "no_proxy",
 ];
+
+/// Beginnings of names that are inherited too: what a Slurm job is told about itself, without which `srun` does not work in it.
+const INHERITED_PREFIXES: [&str; 2] = ["SLURM_", "SLURMD_"];
+
+fn is_inherited(name: &OsStr) -> bool {
+    name.to_str().is_some_and(|name| INHERITED.contains(&name) || INHERITED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)))
+}
 
 /// Who the run is: not the definition's to say.
 const RESERVED: [&str; 4] = ["AZUREML_RUN_ID", "AZUREML_RUN_TOKEN", "AZUREML_RUN_TOKEN_EXPIRY", ATTEMPT_VARIABLE];
@@ -81,7 +89,7 @@ pub(super) struct Sources<'a> {
 /// The environment of the user's process, and what has to be said about it.
 pub(super) fn variables(sources: &Sources<'_>) -> (BTreeMap<OsString, OsString>, Vec<String>) {
     let mut all: BTreeMap<OsString, OsString> =
-        INHERITED.iter().filter_map(|name| Some((OsString::from(name), sources.own.get(OsStr::new(name))?.clone()))).collect();
+        sources.own.iter().filter(|(name, _)| is_inherited(name)).map(|(name, value)| (name.clone(), value.clone())).collect();
     all.entry("PATH".into()).or_insert_with(|| DEFAULT_PATH.into());
     if !["LANG", "LC_ALL", "LC_CTYPE"].iter().any(|name| all.contains_key(OsStr::new(name))) {
         // Else Python before 3.7 writes, and most tools assume, ASCII.
@@ -251,6 +259,7 @@ mod tests {
             history: History::default(),
             container: None,
             retries: RetryWish::default(),
+            slurm: Default::default(),
         }
     }
 
@@ -296,9 +305,14 @@ mod tests {
     #[test]
     fn the_agents_own_variables_stay_with_the_agent_unless_listed() {
         let mut case = Case::new();
-        case.own.extend([("AWS_SECRET_ACCESS_KEY", "secret"), ("TRAINYARD_STORE", "postgres://u:p@h/d"), ("TZ", "UTC")]);
+        case.own.extend([
+            ("AWS_SECRET_ACCESS_KEY", "secret"),
+            ("TRAINYARD_STORE", "postgres://u:p@h/d"),
+            ("TZ", "UTC"),
+            ("SLURM_JOB_ID", "17"),
+        ]);
         let (all, _) = case.run();
-        assert_eq!(all["TZ"], "UTC");
+        assert_eq!((all["TZ"].as_str(), all["SLURM_JOB_ID"].as_str()), ("UTC", "17"));
         assert!(!all.values().any(|value| value.contains("secret") || value.contains("postgres")));
     }
 

@@ -120,8 +120,13 @@ impl LocalExecutor {
         command.spawn().map_err(|error| io_error("the agent cannot be started from", &self.binary, error))
     }
 
+    /// How many agents this server started that had not ended when it last looked.
+    pub(super) fn children(&self) -> usize {
+        self.children.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// Whether this server started an agent for `attempt` that has not ended. Collects the ones that have.
-    fn is_child(&self, attempt: AttemptId) -> bool {
+    pub(super) fn is_child(&self, attempt: AttemptId) -> bool {
         let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
         children.retain(|attempt, child| match child.try_wait() {
             Ok(None) => true,
