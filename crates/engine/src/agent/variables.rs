@@ -104,7 +104,8 @@ pub(super) fn variables(sources: &Sources<'_>) -> (BTreeMap<OsString, OsString>,
 
     let mut warnings = Vec::new();
     for (name, value) in &sources.definition.environment_variables {
-        match refused(name, value) {
+        let given = sources.server.contains_key(name).then_some(name.as_str());
+        match refused(name, value).or_else(|| given.and_then(given_away)) {
             Some(why) => warnings.push(format!("the environment variable `{}` of the definition is not set: {why}", name.escape_debug())),
             None => drop(all.insert(name.into(), value.into())),
         }
@@ -161,6 +162,11 @@ fn refused(name: &str, value: &str) -> Option<&'static str> {
     } else {
         None
     }
+}
+
+/// What the target decides when it gives devices away: another run has the others.
+fn given_away(name: &str) -> Option<&'static str> {
+    ["CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"].contains(&name).then_some("the target gives every run its own GPUs")
 }
 
 /// If the process uses a proxy, it still reaches the server directly, as the agent does.
@@ -328,6 +334,16 @@ mod tests {
         assert_eq!(all["AZUREML_RUN_TOKEN_EXPIRY"], "1700000000");
         assert_eq!(warnings.len(), 4, "{warnings:?}");
         assert!(warnings.iter().any(|warning| warning.contains("`AZUREML_RUN_ID` of the definition is not set")));
+    }
+
+    #[test]
+    fn a_definition_cannot_take_the_gpus_of_another_run() {
+        let mut case = Case::new().user("CUDA_VISIBLE_DEVICES", "0,1,2,3");
+        assert_eq!(case.run().0["CUDA_VISIBLE_DEVICES"], "0,1,2,3", "nobody gives them away");
+        case.server.insert("CUDA_VISIBLE_DEVICES".into(), "2".into());
+        let (all, warnings) = case.run();
+        assert_eq!(all["CUDA_VISIBLE_DEVICES"], "2");
+        assert!(warnings[0].contains("gives every run its own GPUs"), "{warnings:?}");
     }
 
     #[test]
