@@ -20,7 +20,10 @@ use trainyard_engine::{
     environment::EnvironmentSettings,
     executor::{
         Executor,
-        local::LocalExecutor,
+        local::{
+            LocalExecutor,
+            gpus::{self, GpuRule, Gpus},
+        },
         slurm::{SlurmExecutor, SlurmSettings},
     },
 };
@@ -255,7 +258,8 @@ fn containers(section: &ComputeSection, settings: &Settings) -> TargetContainers
 
 /// The compute targets of the configuration. Those on the same cluster share what drives it.
 fn targets(data_dir: &Path, settings: &Settings, binary: PathBuf) -> Result<Vec<Target>> {
-    let local = Arc::new(LocalExecutor::new(data_dir.join("attempts"), binary.clone())?);
+    let gpus = gpus(settings)?;
+    let local = Arc::new(LocalExecutor::new(data_dir.join("attempts"), binary.clone())?.with_gpus(Gpus::new(gpus.clone())));
     let mut clusters: BTreeMap<SlurmSettings, BTreeMap<ComputeName, SlurmWish>> = BTreeMap::new();
     for (name, section) in &settings.compute {
         if let Some(cluster) = section.slurm() {
@@ -275,7 +279,10 @@ fn targets(data_dir: &Path, settings: &Settings, binary: PathBuf) -> Result<Vec<
         };
         Ok(Target {
             name: ComputeName::new(name.as_str())?,
-            slots: section.slots(),
+            // A slot without GPUs would never be filled.
+            slots: gpus
+                .get(name)
+                .map_or_else(|| section.slots(), |rule| section.slots.map_or(rule.slots(), |slots| slots.min(rule.slots()))),
             engine,
             executor,
             environments,
@@ -288,6 +295,27 @@ fn targets(data_dir: &Path, settings: &Settings, binary: PathBuf) -> Result<Vec<
         })
     };
     settings.compute.iter().map(target).collect()
+}
+
+/// What each target gives away of this machine's GPUs. They are only looked for where a target wants some.
+fn gpus(settings: &Settings) -> Result<BTreeMap<String, GpuRule>> {
+    let mut present = None;
+    let mut rules = BTreeMap::new();
+    for (name, section) in &settings.compute {
+        let about = || format!("in [compute.{name}]");
+        if section.named_gpus().with_context(about)?.is_none() {
+            continue;
+        }
+        let present = match &present {
+            Some(present) => present,
+            None => present.insert(gpus::discover().with_context(about)?),
+        };
+        if let Some(rule) = section.gpu_rule(present).with_context(about)? {
+            tracing::info!(target = name, devices = ?rule.devices, slots = rule.slots(), "GPUs of a compute target");
+            rules.insert(name.clone(), rule);
+        }
+    }
+    Ok(rules)
 }
 
 /// Agents on other machines do not reach a loopback address. On a cluster that is this machine they do, so it is no error.
