@@ -3,6 +3,7 @@
 //! One server per data directory: it holds a lock there for as long as it lives.
 
 use std::{
+    collections::BTreeMap,
     fs::{File, TryLockError},
     net::{IpAddr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
@@ -12,12 +13,19 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use tokio_util::sync::CancellationToken;
-use trainyard_core::{archive::ArchiveLimits, ids::ComputeName, run::RetryPolicy};
+use trainyard_core::{archive::ArchiveLimits, ids::ComputeName, run::RetryPolicy, slurm::SlurmWish};
 use trainyard_engine::{
     EngineOptions, Handle, OrderSettings, Patience, Target, TargetContainers,
     container::{ContainerSettings, Login},
     environment::EnvironmentSettings,
-    executor::local::LocalExecutor,
+    executor::{
+        Executor,
+        local::{
+            LocalExecutor,
+            gpus::{self, GpuRule, Gpus},
+        },
+        slurm::{SlurmExecutor, SlurmSettings},
+    },
 };
 use trainyard_server::{
     AppState, Inner, Limits, Metrics, ServerSettings,
@@ -32,7 +40,7 @@ use url::Url;
 
 use crate::{
     curated,
-    settings::{ComputeSection, Engine, RegistrySection, Settings},
+    settings::{ComputeSection, RegistrySection, Settings},
 };
 
 /// Whether a public address is served although only the generated credentials exist.
@@ -210,23 +218,8 @@ fn engine(
     (agent_url, ca_pem): (Url, String),
 ) -> Result<Handle> {
     let binary = std::env::current_exe().context("the path of this program is unknown")?;
-    let local = Arc::new(LocalExecutor::new(data_dir.join("attempts"), binary)?);
-    let targets = settings.compute.iter().map(|(name, section)| {
-        Ok(Target {
-            name: ComputeName::new(name.as_str())?,
-            slots: section.slots,
-            engine: match section.engine {
-                Engine::Local => "local",
-            },
-            executor: local.clone(),
-            retries: RetryPolicy {
-                infrastructure: section.retries,
-                user_code: section.user_retries,
-                backoff_seconds: section.retry_backoff_seconds,
-            },
-            containers: containers(section, settings),
-        })
-    });
+    let targets = targets(data_dir, settings, binary)?;
+    warn_unreachable(&targets, &agent_url);
     let orders = OrderSettings {
         endpoint: agent_url.as_str().trim_end_matches('/').to_owned(),
         ca_pem,
@@ -239,7 +232,6 @@ fn engine(
         heartbeat_limit: Duration::from_secs(settings.server.heartbeat_limit_seconds),
         silence_limit: Some(settings.server.silence_limit_seconds).filter(|limit| *limit > 0).map(Duration::from_secs),
     };
-    let targets = targets.collect::<Result<_>>()?;
     Ok(Handle::start(EngineOptions { store, targets, orders, tokens: Arc::new(tokens), seal, patience }))
 }
 
@@ -262,6 +254,88 @@ fn containers(section: &ComputeSection, settings: &Settings) -> TargetContainers
             login_error: None,
         },
     }
+}
+
+/// The compute targets of the configuration. Those on the same cluster share what drives it.
+fn targets(data_dir: &Path, settings: &Settings, binary: PathBuf) -> Result<Vec<Target>> {
+    let gpus = gpus(settings)?;
+    let local = Arc::new(LocalExecutor::new(data_dir.join("attempts"), binary.clone())?.with_gpus(Gpus::new(gpus.clone())));
+    let mut clusters: BTreeMap<SlurmSettings, BTreeMap<ComputeName, SlurmWish>> = BTreeMap::new();
+    for (name, section) in &settings.compute {
+        if let Some(cluster) = section.slurm() {
+            clusters.entry(cluster).or_default().insert(ComputeName::new(name.as_str())?, section.slurm_wish());
+        }
+    }
+    let mut executors = BTreeMap::new();
+    for (cluster, wishes) in clusters {
+        executors.insert(cluster.clone(), Arc::new(SlurmExecutor::new(&cluster, wishes, binary.clone())?));
+    }
+    let target = |(name, section): (&String, &ComputeSection)| {
+        let cluster = section.slurm();
+        let shared = cluster.as_ref().and_then(|cluster| Some((executors.get(cluster)?, cluster)));
+        let (engine, executor, environments): (_, Arc<dyn Executor>, _) = match shared {
+            Some((slurm, cluster)) => ("slurm", slurm.clone(), Some(shared_environments(data_dir, settings, &cluster.shared_dir)?)),
+            None => ("local", local.clone(), None),
+        };
+        Ok(Target {
+            name: ComputeName::new(name.as_str())?,
+            // A slot without GPUs would never be filled.
+            slots: gpus
+                .get(name)
+                .map_or_else(|| section.slots(), |rule| section.slots.map_or(rule.slots(), |slots| slots.min(rule.slots()))),
+            engine,
+            executor,
+            environments,
+            retries: RetryPolicy {
+                infrastructure: section.retries,
+                user_code: section.user_retries,
+                backoff_seconds: section.retry_backoff_seconds,
+            },
+            containers: containers(section, settings),
+        })
+    };
+    settings.compute.iter().map(target).collect()
+}
+
+/// What each target gives away of this machine's GPUs. They are only looked for where a target wants some.
+fn gpus(settings: &Settings) -> Result<BTreeMap<String, GpuRule>> {
+    let mut present = None;
+    let mut rules = BTreeMap::new();
+    for (name, section) in &settings.compute {
+        let about = || format!("in [compute.{name}]");
+        if section.named_gpus().with_context(about)?.is_none() {
+            continue;
+        }
+        let present = match &present {
+            Some(present) => present,
+            None => present.insert(gpus::discover().with_context(about)?),
+        };
+        if let Some(rule) = section.gpu_rule(present).with_context(about)? {
+            tracing::info!(target = name, devices = ?rule.devices, slots = rule.slots(), "GPUs of a compute target");
+            rules.insert(name.clone(), rule);
+        }
+    }
+    Ok(rules)
+}
+
+/// Agents on other machines do not reach a loopback address. On a cluster that is this machine they do, so it is no error.
+fn warn_unreachable(targets: &[Target], agent_url: &Url) {
+    let loopback = match agent_url.host() {
+        Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
+        Some(url::Host::Domain(name)) => name == "localhost",
+        None => true,
+    };
+    for target in targets.iter().filter(|target| loopback && target.engine != "local") {
+        tracing::warn!(target = %target.name, %agent_url, "agents on other machines cannot reach this server; set `agent_url` in [server]");
+    }
+}
+
+/// Where nodes that share a folder with this machine build and find environments.
+fn shared_environments(data_dir: &Path, settings: &Settings, shared_dir: &Path) -> Result<EnvironmentSettings> {
+    let own = environments(data_dir, settings)?;
+    let cache_dir = if settings.environments.cache_dir.is_some() { own.cache_dir.clone() } else { shared_dir.join("environments") };
+    Ok(EnvironmentSettings { cache_dir, tools_dir: shared_dir.join("tools"), ..own })
 }
 
 /// How environments are built and kept by a server with this configuration.

@@ -11,20 +11,17 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
-use toml::{
-    Table, Value,
-    de::{DeTable, DeValue},
-};
-use trainyard_core::{container::ContainerPolicy, run::RetryPolicy};
-use trainyard_engine::{
-    container::EngineChoice,
-    environment::{EnvironmentSettings, PythonFallback},
-};
+use toml::{Table, Value};
 
-pub use self::keys::{KEYS, Key};
+use self::keys::{SECTIONS, check_keys, has_names, known, nearest};
+pub use self::{
+    keys::{KEYS, Key, reference},
+    sections::{ComputeSection, Engine, EnvironmentsSection, RegistrySection, ServerSection, StoreSection},
+};
 use crate::curated::CuratedSection;
 
 mod keys;
+mod sections;
 
 /// The whole configuration, with defaults filled in.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -45,217 +42,6 @@ pub struct Settings {
     /// The folder of the configuration file, which paths in it are relative to.
     #[serde(skip)]
     pub folder: PathBuf,
-}
-
-/// `[server]`
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default)]
-pub struct ServerSection {
-    /// See [`KEYS`].
-    pub listen: String,
-    /// See [`KEYS`].
-    pub public_url: Option<url::Url>,
-    /// See [`KEYS`].
-    pub agent_url: Option<url::Url>,
-    /// See [`KEYS`].
-    pub tls_cert: Option<PathBuf>,
-    /// See [`KEYS`].
-    pub tls_key: Option<PathBuf>,
-    /// See [`KEYS`].
-    pub region: String,
-    /// See [`KEYS`].
-    pub max_upload_bytes: u64,
-    /// See [`KEYS`].
-    pub max_definition_bytes: u64,
-    /// See [`KEYS`].
-    pub max_unpacked_bytes: u64,
-    /// See [`KEYS`].
-    pub max_archive_files: usize,
-    /// See [`KEYS`].
-    pub max_archive_ratio: u64,
-    /// See [`KEYS`].
-    pub cancel_grace_seconds: u64,
-    /// See [`KEYS`].
-    pub heartbeat_limit_seconds: u64,
-    /// See [`KEYS`].
-    pub silence_limit_seconds: u64,
-    /// See [`KEYS`].
-    pub spool_limit_bytes: u64,
-}
-
-impl Default for ServerSection {
-    fn default() -> Self {
-        Self {
-            listen: "127.0.0.1:8443".into(),
-            public_url: None,
-            agent_url: None,
-            tls_cert: None,
-            tls_key: None,
-            region: "local".into(),
-            max_upload_bytes: 300 << 20,
-            max_definition_bytes: 1 << 20,
-            max_unpacked_bytes: 300 << 20,
-            max_archive_files: 20_000,
-            max_archive_ratio: 200,
-            cancel_grace_seconds: 10,
-            heartbeat_limit_seconds: 30,
-            silence_limit_seconds: 86_400,
-            spool_limit_bytes: 1 << 30,
-        }
-    }
-}
-
-/// `[store]`
-#[derive(Clone, Deserialize)]
-#[serde(default)]
-pub struct StoreSection {
-    /// See [`KEYS`].
-    pub database: String,
-    /// See [`KEYS`].
-    pub blobs: String,
-}
-
-impl Default for StoreSection {
-    fn default() -> Self {
-        Self { database: "sqlite".into(), blobs: "file".into() }
-    }
-}
-
-impl std::fmt::Debug for StoreSection {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The database's URL may hold a password.
-        let database = self.database.split_once("://").map_or(self.database.as_str(), |(scheme, _)| scheme);
-        f.debug_struct("StoreSection").field("database", &database).field("blobs", &self.blobs).finish()
-    }
-}
-
-/// `[environments]`
-#[derive(Clone, Deserialize)]
-#[serde(default)]
-pub struct EnvironmentsSection {
-    /// See [`KEYS`].
-    pub cache_dir: Option<PathBuf>,
-    /// See [`KEYS`].
-    pub python_fallback: PythonFallback,
-    /// See [`KEYS`].
-    pub conda_channels: Vec<String>,
-    /// See [`KEYS`].
-    pub conda_channel_alias: String,
-    /// See [`KEYS`].
-    pub conda_credentials: BTreeMap<String, String>,
-    /// See [`KEYS`].
-    pub index_url: Option<String>,
-    /// See [`KEYS`].
-    pub offline: bool,
-    /// See [`KEYS`].
-    pub max_bytes: u64,
-    /// See [`KEYS`].
-    pub build_limit_seconds: u64,
-}
-
-impl Default for EnvironmentsSection {
-    fn default() -> Self {
-        let EnvironmentSettings {
-            python_fallback,
-            conda_channels,
-            conda_channel_alias,
-            index_url,
-            offline,
-            max_bytes,
-            build_limit_seconds,
-            ..
-        } = EnvironmentSettings::default();
-        Self {
-            cache_dir: None,
-            python_fallback,
-            conda_channels,
-            conda_channel_alias,
-            conda_credentials: BTreeMap::new(),
-            index_url,
-            offline,
-            max_bytes,
-            build_limit_seconds,
-        }
-    }
-}
-
-impl std::fmt::Debug for EnvironmentsSection {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The index's URL may hold credentials.
-        f.debug_struct("EnvironmentsSection").field("cache_dir", &self.cache_dir).field("offline", &self.offline).finish_non_exhaustive()
-    }
-}
-
-/// `[compute.NAME]`
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default)]
-pub struct ComputeSection {
-    /// See [`KEYS`].
-    pub engine: Engine,
-    /// See [`KEYS`].
-    pub slots: u32,
-    /// See [`KEYS`].
-    pub retries: u32,
-    /// See [`KEYS`].
-    pub user_retries: u32,
-    /// See [`KEYS`].
-    pub retry_backoff_seconds: u64,
-    /// See [`KEYS`].
-    pub containers: ContainerPolicy,
-    /// See [`KEYS`].
-    pub container_engine: EngineChoice,
-    /// See [`KEYS`].
-    pub container_runtime: Option<String>,
-    /// See [`KEYS`].
-    pub container_ulimits: Vec<String>,
-    /// See [`KEYS`].
-    pub container_arguments: Vec<String>,
-    /// See [`KEYS`].
-    pub container_volumes: Vec<String>,
-}
-
-impl Default for ComputeSection {
-    fn default() -> Self {
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let rule = RetryPolicy::default();
-        Self {
-            engine: Engine::Local,
-            slots: u32::try_from(cores).unwrap_or(u32::MAX),
-            retries: rule.infrastructure,
-            user_retries: rule.user_code,
-            retry_backoff_seconds: rule.backoff_seconds,
-            containers: ContainerPolicy::default(),
-            container_engine: EngineChoice::default(),
-            container_runtime: None,
-            container_ulimits: Vec::new(),
-            container_arguments: Vec::new(),
-            container_volumes: Vec::new(),
-        }
-    }
-}
-
-/// `[registry.NAME]`
-#[derive(Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RegistrySection {
-    /// See [`KEYS`].
-    pub username: String,
-    /// See [`KEYS`].
-    pub password: String,
-}
-
-impl std::fmt::Debug for RegistrySection {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RegistrySection").field("username", &self.username).finish_non_exhaustive()
-    }
-}
-
-/// What executes the runs of a compute target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Engine {
-    /// Processes on the server's machine.
-    Local,
 }
 
 impl Settings {
@@ -293,71 +79,11 @@ impl Settings {
         if self.server.heartbeat_limit_seconds < 3 {
             bail!("`heartbeat_limit_seconds` in [server] is {}: it must be at least 3", self.server.heartbeat_limit_seconds);
         }
-        for name in self.compute.keys() {
+        for (name, section) in &self.compute {
             trainyard_core::ids::ComputeName::new(name.as_str()).with_context(|| format!("in [compute.{name}]"))?;
+            section.check().with_context(|| format!("in [compute.{name}]"))?;
         }
         Ok(())
-    }
-}
-
-/// Every section; one that ends in `.NAME` stands for many.
-const SECTIONS: [&str; 6] = ["server", "store", "environments", "curated.NAME", "registry.NAME", "compute.NAME"];
-
-/// Whether the tables of this section have names.
-fn has_names(section: &str) -> bool {
-    SECTIONS.iter().any(|known| known.strip_suffix(".NAME") == Some(section))
-}
-
-/// The keys of a section, `compute.NAME` for every target.
-fn known<'a>(section: &'a str) -> impl Iterator<Item = &'static str> + 'a {
-    KEYS.iter().filter(move |key| key.section == section).map(|key| key.name)
-}
-
-/// Refuses keys that are not in [`KEYS`], with the line and the nearest known one.
-fn check_keys(text: &str) -> Result<()> {
-    let document = DeTable::parse(text)?;
-    let line = |offset: usize| text[..offset.min(text.len())].lines().count().max(1);
-    for (section, content) in document.get_ref() {
-        let at = line(section.span().end);
-        let section = section.get_ref().as_ref();
-        let DeValue::Table(content) = content.get_ref() else {
-            bail!(
-                "line {at}: `{section}` stands outside any section; {}",
-                nearest(section, &SECTIONS.map(|section| section.trim_end_matches(".NAME")))
-            );
-        };
-        let tables: Vec<(String, &DeTable<'_>)> = match section {
-            _ if has_names(section) => content
-                .iter()
-                .filter_map(|(name, value)| Some((format!("{section}.{}", name.get_ref()), value.get_ref().as_table()?)))
-                .collect(),
-            _ if SECTIONS.contains(&section) => vec![(section.to_owned(), content)],
-            _ => bail!("line {at}: there is no section [{section}]; {}", nearest(section, &SECTIONS)),
-        };
-        let schema = if has_names(section) { format!("{section}.NAME") } else { section.to_owned() };
-        for (label, table) in tables {
-            for (key, _) in table {
-                let names: Vec<&str> = known(&schema).collect();
-                if !names.contains(&key.get_ref().as_ref()) {
-                    bail!(
-                        "line {}: there is no key `{}` in [{label}]; {}",
-                        line(key.span().end),
-                        key.get_ref(),
-                        nearest(key.get_ref(), &names)
-                    );
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-/// "did you mean …", or the list when nothing is near.
-fn nearest(word: &str, known: &[&str]) -> String {
-    let best = known.iter().map(|name| (strsim::jaro_winkler(word, name), name)).max_by(|a, b| a.0.total_cmp(&b.0));
-    match best {
-        Some((likeness, name)) if likeness > 0.75 => format!("did you mean `{name}`?"),
-        _ => format!("known: {}", known.join(", ")),
     }
 }
 
@@ -404,29 +130,6 @@ fn parsed(text: &str) -> Value {
     }
 }
 
-/// The reference page, `docs/configuration.md`.
-pub fn reference() -> String {
-    let mut text = String::from(
-        "# Configuration\n\nOne TOML file, given with `--config FILE`; without the flag, `config.toml` in the data directory if it is there. A variable \
-         `TRAINYARD_SECTION__KEY` wins over the file (`TRAINYARD_SERVER__LISTEN`, `TRAINYARD_COMPUTE__GPU__SLOTS`), a flag over both. An unknown key is an error.\n\n\
-         Without any `[compute.NAME]` section the server has the targets `cpu-cluster` and `local`, both on its own machine.\n",
-    );
-    let mut section = "";
-    for key in KEYS {
-        if key.section != section {
-            section = key.section;
-            text.push_str(&format!("\n## `[{section}]`\n\n| key | default | what it does |\n| --- | --- | --- |\n"));
-        }
-        let default = if key.default.starts_with(|c: char| c.is_ascii_digit() || matches!(c, '"' | '[' | '{')) || key.default == "false" {
-            format!("`{}`", key.default)
-        } else {
-            key.default.to_owned()
-        };
-        text.push_str(&format!("| `{}` | {default} | {} |\n", key.name, key.doc));
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -463,7 +166,7 @@ mod tests {
         let file = "[server]\nlisten = \"127.0.0.1:1\"\n[compute.cpu-cluster]\nslots = 1\n";
         let settings = load(file, &[("TRAINYARD_SERVER__LISTEN", "127.0.0.1:2"), ("TRAINYARD_COMPUTE__CPU_CLUSTER__SLOTS", "7")]).unwrap();
         assert_eq!(settings.server.listen, "127.0.0.1:2");
-        assert_eq!(settings.compute["cpu-cluster"].slots, 7);
+        assert_eq!(settings.compute["cpu-cluster"].slots(), 7);
         assert_eq!(settings.compute.len(), 1);
         let text = message(load("", &[("TRAINYARD_SERVER__LISTE", "x")]));
         assert!(text.contains("TRAINYARD_SERVER__LISTE") && text.contains("did you mean `listen`?"), "{text}");
@@ -488,6 +191,23 @@ mod tests {
         assert!(text.contains("slots"), "{text}");
         let text = message(load("[compute.gpu]\nengine = \"slum\"\n", &[]));
         assert!(text.contains("slum") && text.contains("local"), "{text}");
+    }
+
+    #[test]
+    fn a_slurm_target_needs_a_shared_folder_and_a_local_one_has_no_use_for_it() {
+        let settings = load("[compute.gpu]\nengine = \"slurm\"\nshared_dir = \"/shared\"\npartition = \"gpu\"\ncpus = 4\n", &[]).unwrap();
+        let gpu = &settings.compute["gpu"];
+        assert_eq!((gpu.slots(), gpu.slurm_wish().options()), (SLURM_SLOTS, vec!["--partition=gpu".into(), "--cpus-per-task=4".into()]));
+        for (text, part) in [
+            ("engine = \"slurm\"\n", "`shared_dir` is missing"),
+            ("engine = \"slurm\"\nshared_dir = \"shared\"\n", "must be an absolute path"),
+            ("engine = \"slurm\"\nshared_dir = \"/s\"\nssh = \"-oProxyCommand=x\"\n", "`ssh` must be"),
+            ("engine = \"slurm\"\nshared_dir = \"/s\"\nsbatch_arguments = [\"--array=1-2\"]\n", "Arguments[0]"),
+            ("partition = \"gpu\"\n", "for Slurm only"),
+        ] {
+            let text = message(load(&format!("[compute.gpu]\n{text}"), &[]));
+            assert!(text.contains("[compute.gpu]") && text.contains(part), "{text}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{container::ContainerSpec, environment::EnvironmentSpec, ids::ComputeName, run::RetryWish};
+use crate::{container::ContainerSpec, environment::EnvironmentSpec, ids::ComputeName, run::RetryWish, slurm::SlurmWish};
 
 /// Everything needed to execute a run, apart from its snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +36,9 @@ pub struct Definition {
     /// How often it is tried again, where that differs from the target's rule.
     #[serde(default)]
     pub retries: RetryWish,
+    /// What it asks of Slurm, where its target is one and its configuration says something else.
+    #[serde(default, skip_serializing_if = "SlurmWish::is_empty")]
+    pub slurm: SlurmWish,
 }
 
 /// What is started in the working directory, which is a copy of the snapshot.

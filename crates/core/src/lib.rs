@@ -13,5 +13,6 @@ pub mod filter;
 pub mod ids;
 pub mod plan;
 pub mod run;
+pub mod slurm;
 
 pub use error::{Error, ErrorKind, Result};

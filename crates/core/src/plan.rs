@@ -1,17 +1,32 @@
 //! The scheduler: a pure function of what waits and what runs.
 //!
-//! First in, first out within a priority, as many as a target has free slots. The engine gives [`plan`] the head of each
-//! target's queue (as many runs as it could possibly admit, in queue order), writes the intents for what comes back, and calls
-//! it again whenever something changed. Why a run waits is derived on demand from a few counts by [`waiting`],
-//! so that a queue of a hundred thousand runs costs nothing per pass.
+//! As many runs as a target has free slots: higher priorities first; within a priority a slot goes to the user who holds the fewest of the
+//! target's slots, and among the user's experiments to the one that holds the fewest, so that whoever submits a thousand runs
+//! keeps nobody else waiting for all of them; then first in, first out. The engine gives [`plan`] the head of each share's queue (as
+//! many runs as it could possibly admit), writes the intents for what comes back, and calls it again whenever something
+//! changed. Why a run waits is derived on demand from a few counts by [`waiting`], so that a queue of a hundred
+//! thousand runs costs nothing per pass.
 
-use crate::ids::{ComputeName, RunId, WorkspaceId};
+use std::{cmp::Reverse, collections::BTreeMap};
+
+use crate::ids::{ComputeName, ExperimentId, RunId, WorkspaceId};
+
+/// Between whom a target's slots are divided: users first, then the experiments of a user.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Share {
+    /// Who submitted, as stored with the run; only compared.
+    pub user: String,
+    /// The workspace of the experiment.
+    pub workspace: WorkspaceId,
+    /// The experiment.
+    pub experiment: ExperimentId,
+}
 
 /// A waiting run as the planner sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueuedRun {
-    /// Its workspace.
-    pub workspace: WorkspaceId,
+    /// Whose it is.
+    pub share: Share,
     /// Its id.
     pub run: RunId,
     /// Higher goes first.
@@ -29,8 +44,8 @@ pub struct TargetView {
     pub name: ComputeName,
     /// How many runs it executes at once.
     pub slots: u32,
-    /// How many it executes now.
-    pub busy: u32,
+    /// How many it executes now, for each share that has some.
+    pub busy: BTreeMap<Share, u32>,
     /// Waiting runs, in any order.
     pub queue: Vec<QueuedRun>,
 }
@@ -48,23 +63,72 @@ pub struct Admission {
 
 /// Which of the waiting runs get a slot at `now_us`, in the order in which they are to be started.
 pub fn plan(targets: &[TargetView], now_us: i64) -> Vec<Admission> {
+    targets.iter().flat_map(|target| admissions(target, now_us)).collect()
+}
+
+fn admissions(target: &TargetView, now_us: i64) -> Vec<Admission> {
+    let mut held = Held::of(&target.busy);
+    let free = target.slots.saturating_sub(held.slots);
+    let mut queues = queues(&target.queue, now_us);
     let mut admissions = Vec::new();
-    for target in targets {
-        let free = target.slots.saturating_sub(target.busy) as usize;
-        let mut queue: Vec<&QueuedRun> = target.queue.iter().filter(|queued| queued.not_before_us.is_none_or(|at| at <= now_us)).collect();
-        queue.sort_by(|a, b| queue_key(a).cmp(&queue_key(b)));
-        admissions.extend(queue.into_iter().take(free).map(|queued| Admission {
-            target: target.name.clone(),
-            workspace: queued.workspace,
-            run: queued.run.clone(),
-        }));
+    for _ in 0..free {
+        let heads = queues.iter().filter_map(|(share, queue)| Some((*share, *queue.last()?)));
+        let Some((share, next)) = heads.min_by_key(|(share, run)| (Reverse(run.priority), held.by(share), queue_key(run))) else { break };
+        admissions.push(Admission { target: target.name.clone(), workspace: next.share.workspace, run: next.run.clone() });
+        held.add(share);
+        queues.get_mut(share).map(Vec::pop);
     }
     admissions
 }
 
-/// The order of a queue: higher priority first, then older first, then by id so that the order is total.
-fn queue_key(queued: &QueuedRun) -> (std::cmp::Reverse<i64>, i64, &RunId, WorkspaceId) {
-    (std::cmp::Reverse(queued.priority), queued.created_us, &queued.run, queued.workspace)
+/// The runs of each share that may be admitted at `now_us`, the next one last.
+fn queues(queue: &[QueuedRun], now_us: i64) -> BTreeMap<&Share, Vec<&QueuedRun>> {
+    let mut queues: BTreeMap<&Share, Vec<&QueuedRun>> = BTreeMap::new();
+    for run in queue.iter().filter(|run| run.not_before_us.is_none_or(|at| at <= now_us)) {
+        queues.entry(&run.share).or_default().push(run);
+    }
+    for queue in queues.values_mut() {
+        queue.sort_by_key(|run| Reverse((Reverse(run.priority), queue_key(run))));
+    }
+    queues
+}
+
+/// How many slots of a target everybody holds.
+struct Held<'a> {
+    slots: u32,
+    users: BTreeMap<&'a str, u32>,
+    shares: BTreeMap<&'a Share, u32>,
+}
+
+impl<'a> Held<'a> {
+    fn of(busy: &'a BTreeMap<Share, u32>) -> Self {
+        let mut held = Self { slots: 0, users: BTreeMap::new(), shares: BTreeMap::new() };
+        for (share, count) in busy {
+            held.take(share, *count);
+        }
+        held
+    }
+
+    fn add(&mut self, share: &'a Share) {
+        self.take(share, 1);
+    }
+
+    fn take(&mut self, share: &'a Share, count: u32) {
+        self.slots = self.slots.saturating_add(count);
+        *self.users.entry(&share.user).or_default() += count;
+        *self.shares.entry(share).or_default() += count;
+    }
+
+    /// What the user holds, and of that the experiment.
+    fn by(&self, share: &Share) -> (u32, u32) {
+        let user = self.users.get(share.user.as_str()).copied().unwrap_or_default();
+        (user, self.shares.get(share).copied().unwrap_or_default())
+    }
+}
+
+/// The order within a share and a priority: older first, then by id so that the order is total.
+fn queue_key(queued: &QueuedRun) -> (i64, &RunId, &Share) {
+    (queued.created_us, &queued.run, &queued.share)
 }
 
 /// What is known about the queue that a run waits in.
@@ -76,7 +140,7 @@ pub struct WaitFacts {
     pub slots: Option<u32>,
     /// Busy slots.
     pub busy: u32,
-    /// Runs ahead in the queue, counted up to [`AHEAD_COUNTED`].
+    /// Waiting runs of a higher priority, or of the same and older; counted up to [`AHEAD_COUNTED`].
     pub ahead: u32,
     /// Whether the server is drained: nothing is admitted anywhere.
     pub drained: bool,
@@ -99,7 +163,7 @@ pub const AHEAD_COUNTED: u32 = 200;
 /// Why a run waits: a bounded code and a sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WaitReason {
-    /// `Drained`, `TargetMissing`, `NoSlots`, `RetryBackoff`, `WaitingForSlot` or `Admitting`.
+    /// `Drained`, `TargetMissing`, `NoSlots`, `RetryBackoff`, `WaitingForSlot` or `Admitting`; or one of the engine's own.
     pub code: &'static str,
     /// For the person who waits.
     pub message: String,
@@ -135,8 +199,10 @@ pub fn waiting(facts: &WaitFacts) -> WaitReason {
         n if n >= AHEAD_COUNTED => format!("at least {AHEAD_COUNTED} runs are ahead"),
         n => format!("{n} runs are ahead"),
     };
+    // In the order of submission; who of them goes first depends on what everybody holds when a slot is free.
+    let turns = if facts.ahead == 0 { "" } else { "; users and their experiments take turns" };
     let busy = facts.busy;
-    let message = format!("waits for a slot on target `{target}`: {busy} of {slots} busy, {ahead}");
+    let message = format!("waits for a slot on target `{target}`: {busy} of {slots} busy, {ahead}{turns}");
     WaitReason { code: "WaitingForSlot", message }
 }
 
@@ -147,11 +213,20 @@ mod tests {
 
     use super::*;
 
+    fn share(user: &str, experiment: u128) -> Share {
+        Share { user: user.into(), workspace: WorkspaceId(Uuid::from_u128(1)), experiment: ExperimentId(Uuid::from_u128(experiment)) }
+    }
+
     fn queued(run: &str, priority: i64, created_us: i64) -> QueuedRun {
-        QueuedRun { workspace: WorkspaceId(Uuid::from_u128(1)), run: RunId::new(run).unwrap(), priority, created_us, not_before_us: None }
+        QueuedRun { share: share("ann", 1), run: RunId::new(run).unwrap(), priority, created_us, not_before_us: None }
+    }
+
+    fn of(share: &Share, run: &str, created_us: i64) -> QueuedRun {
+        QueuedRun { share: share.clone(), ..queued(run, 0, created_us) }
     }
 
     fn target(slots: u32, busy: u32, queue: Vec<QueuedRun>) -> TargetView {
+        let busy = [(share("somebody", 9), busy)].into();
         TargetView { name: ComputeName::new("cpu-cluster").unwrap(), slots, busy, queue }
     }
 
@@ -179,9 +254,53 @@ mod tests {
         assert_eq!(plan(&views, 101)[0].run.as_str(), "failed");
     }
 
+    #[test]
+    fn a_user_with_a_thousand_runs_does_not_keep_another_waiting() {
+        let (ann, bob) = (share("ann", 1), share("bob", 2));
+        let mut queue: Vec<_> = (0..1000).map(|n| of(&ann, &format!("ann-{n:04}"), n)).collect();
+        queue.extend((0..2).map(|n| of(&bob, &format!("bob-{n}"), 5000 + n)));
+        assert_eq!(admitted(&[target(5, 0, queue.clone())]), ["ann-0000", "bob-0", "ann-0001", "bob-1", "ann-0002"]);
+        // Bob has nothing yet, Ann holds two: the next slots are his.
+        let held = TargetView { busy: [(ann, 2)].into(), ..target(4, 0, queue) };
+        assert_eq!(admitted(&[held]), ["bob-0", "bob-1"]);
+    }
+
+    #[test]
+    fn the_experiments_of_a_user_share_what_the_user_gets() {
+        let (sweep, paper) = (share("ann", 1), share("ann", 2));
+        let queue = vec![of(&sweep, "s1", 1), of(&sweep, "s2", 2), of(&sweep, "s3", 3), of(&paper, "p1", 4)];
+        assert_eq!(admitted(&[target(3, 0, queue)]), ["s1", "p1", "s2"]);
+    }
+
+    #[test]
+    fn a_priority_goes_before_fairness() {
+        let (ann, bob) = (share("ann", 1), share("bob", 2));
+        let urgent = |n: i64| QueuedRun { priority: 1, ..of(&ann, &format!("urgent-{n}"), n) };
+        let queue = vec![of(&bob, "bob", 0), urgent(1), urgent(2)];
+        assert_eq!(admitted(&[target(2, 0, queue)]), ["urgent-1", "urgent-2"]);
+    }
+
     proptest! {
         #[test]
-        fn no_more_than_the_free_slots_and_never_a_worse_run_before_a_better_one(
+        fn within_a_priority_nobody_gets_a_slot_while_somebody_with_two_fewer_waits(
+            slots in 0..8u32, runs in prop::collection::vec((0..4usize, 0..5i64), 0..24), held in prop::collection::vec(0..4u32, 4)
+        ) {
+            let users = ["ann", "bob", "cid", "dot"];
+            let queue: Vec<_> = runs.iter().enumerate().map(|(n, (user, at))| of(&share(users[*user], 1), &format!("r{n}"), *at)).collect();
+            let busy: BTreeMap<Share, u32> = users.iter().zip(&held).map(|(user, held)| (share(user, 1), *held)).collect();
+            let view = TargetView { busy, slots: slots + held.iter().sum::<u32>(), ..target(0, 0, queue.clone()) };
+            let admitted: Vec<RunId> = plan(&[view], 100).into_iter().map(|admission| admission.run).collect();
+            prop_assert_eq!(admitted.len(), (slots as usize).min(queue.len()));
+            let holds = |user: usize| held[user] as usize + admitted.iter().filter(|run| user_of(&runs, run) == user).count();
+            for waiting in queue.iter().filter(|queued| !admitted.contains(&queued.run)).map(|queued| user_of(&runs, &queued.run)) {
+                for got in admitted.iter().map(|run| user_of(&runs, run)) {
+                    prop_assert!(holds(got) <= holds(waiting) + 1, "{} got a slot while {} waits", users[got], users[waiting]);
+                }
+            }
+        }
+
+        #[test]
+        fn no_more_than_the_free_slots_and_never_a_worse_run_of_a_share_before_a_better_one(
             slots in 0..6u32, busy in 0..6u32, runs in prop::collection::vec((-2..3i64, 0..5i64), 0..12)
         ) {
             let queue: Vec<_> = runs.iter().enumerate().map(|(n, (priority, at))| queued(&format!("r{n}"), *priority, *at)).collect();
@@ -191,13 +310,17 @@ mod tests {
             let position = |run: &QueuedRun| admissions.iter().position(|admission| admission.run == run.run);
             for a in &queue {
                 for b in &queue {
-                    let better = (std::cmp::Reverse(a.priority), a.created_us) < (std::cmp::Reverse(b.priority), b.created_us);
+                    let better = (Reverse(a.priority), a.created_us) < (Reverse(b.priority), b.created_us);
                     if better && position(b).is_some() {
                         prop_assert!(position(a).is_some_and(|first| Some(first) < position(b)));
                     }
                 }
             }
         }
+    }
+
+    fn user_of(runs: &[(usize, i64)], run: &RunId) -> usize {
+        runs[run.as_str()[1..].parse::<usize>().unwrap()].0
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! A signal only wakes; every pass reads the store again. Start-up is not special: the first pass is the recovery.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -22,7 +22,8 @@ use trainyard_core::{
     definition::Definition,
     environment::Progress,
     ids::{AttemptId, ComputeName, RunId, WorkspaceId},
-    run::RetryPolicy,
+    plan::WaitReason,
+    run::{Cause, RetryPolicy},
 };
 use trainyard_store::Store;
 
@@ -42,6 +43,9 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// How long a round may go on once the engine was told to stop.
 const LAST_ROUND: Duration = Duration::from_secs(5);
 
+/// How long an agent waits at most for its engine's word on what ended it.
+const EXPLANATION: Duration = Duration::from_secs(6);
+
 /// Signals that come in a burst are answered by one pass: at least this long lies between two.
 const BREATH: Duration = Duration::from_millis(4);
 
@@ -52,12 +56,14 @@ pub struct Target {
     pub name: ComputeName,
     /// How many runs it executes at once.
     pub slots: u32,
-    /// The word for its engine, for display: `local`.
+    /// The word for its engine, for display: `local` or `slurm`.
     pub engine: &'static str,
     /// What executes its runs.
     pub executor: Arc<dyn Executor>,
     /// How often its runs are tried again, unless their definitions say otherwise.
     pub retries: RetryPolicy,
+    /// How environments are prepared there, where that differs from the rest: on machines that share a folder with the server.
+    pub environments: Option<EnvironmentSettings>,
     /// Whether and how its runs go into containers.
     pub containers: TargetContainers,
 }
@@ -149,6 +155,7 @@ pub(crate) struct Shared {
     attended: AtomicBool,
     pub(crate) adopted: watch::Sender<bool>,
     violations: std::sync::Mutex<Vec<(&'static str, u64)>>,
+    waits: std::sync::Mutex<HashMap<AttemptId, WaitReason>>,
     targets: Vec<Target>,
     full: BTreeMap<ComputeName, AtomicBool>,
     stop: CancellationToken,
@@ -167,6 +174,7 @@ impl Handle {
             attended: AtomicBool::new(false),
             adopted: watch::Sender::new(false),
             violations: std::sync::Mutex::default(),
+            waits: std::sync::Mutex::default(),
             full: options.targets.iter().map(|target| (target.name.clone(), AtomicBool::new(false))).collect(),
             targets: options.targets.clone(),
             stop: CancellationToken::new(),
@@ -238,6 +246,22 @@ impl Handle {
         self.shared.targets.iter().find(|target| target.name.as_str() == name)
     }
 
+    /// What `attempt` waits for in the queue of its engine; `None`: it does not.
+    pub fn wait(&self, attempt: AttemptId) -> Option<WaitReason> {
+        self.shared.waits.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(&attempt).cloned()
+    }
+
+    /// The cause of an attempt's end as its engine knows it, where its agent could only say that it was told to end. An engine that does not
+    /// answer in good time changes nothing.
+    pub async fn explain(&self, attempt: (&str, AttemptId), cause: Cause) -> Cause {
+        let (target, attempt) = attempt;
+        let Some(target) = self.target(target).filter(|_| cause.wants_explanation()) else { return cause };
+        match tokio::time::timeout(EXPLANATION, target.executor.explain(attempt)).await {
+            Ok(Some(explained)) => explained,
+            Ok(None) | Err(_) => cause,
+        }
+    }
+
     /// How many objects broke each cheap invariant at the last count; empty before the first.
     pub fn violations(&self) -> Vec<(&'static str, u64)> {
         self.shared.violations.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
@@ -280,6 +304,21 @@ impl Shared {
     /// A pass has looked at every attempt in execution.
     pub(crate) fn set_attended(&self) {
         self.attended.store(true, Ordering::Release);
+    }
+
+    /// Forgets what attempts waited for that are not in execution any more.
+    pub(crate) fn keep_waits(&self, live: &HashSet<AttemptId>) {
+        self.waits.lock().unwrap_or_else(std::sync::PoisonError::into_inner).retain(|attempt, _| live.contains(attempt));
+    }
+
+    /// Remembers what `attempt` waits for. Gives whether that is news.
+    pub(crate) fn set_wait(&self, attempt: AttemptId, why: Option<WaitReason>) -> bool {
+        let mut waits = self.waits.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let before = match why.clone() {
+            Some(why) => waits.insert(attempt, why),
+            None => waits.remove(&attempt),
+        };
+        before != why
     }
 
     /// Remembers a count of rows that break an invariant.

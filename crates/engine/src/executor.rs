@@ -5,9 +5,10 @@
 //! an observation means for the run: `pass::attempts` does.
 
 pub mod local;
+pub mod slurm;
 
 use futures_util::future::BoxFuture;
-use trainyard_core::{Result, ids::AttemptId};
+use trainyard_core::{Result, definition::Definition, ids::AttemptId, plan::WaitReason, run::Cause};
 use trainyard_wire::native::AttemptOrder;
 
 /// What the engine sees of an attempt in the outside world.
@@ -15,6 +16,11 @@ use trainyard_wire::native::AttemptOrder;
 pub enum Observation {
     /// The outside world has never heard of it.
     Unknown,
+    /// It is in the engine's own queue: there is no agent yet, and nothing to worry about.
+    Pending {
+        /// What it waits for.
+        why: WaitReason,
+    },
     /// Its agent is there, or is being started.
     Alive,
     /// It was started, but no agent is there now: starting one again lets it carry on or close the books.
@@ -22,12 +28,41 @@ pub enum Observation {
         /// How many times an agent was started for it.
         starts: u32,
     },
+    /// It ended before an agent was ever at work: there is nothing to deliver and nothing to start.
+    Over {
+        /// What ended it.
+        cause: Cause,
+    },
+    /// The engine gave up the machine that its agent is on, which may be at work all the same.
+    Lost {
+        /// What is known about it.
+        cause: Cause,
+    },
     /// Its agent delivered everything and is done.
     Collected,
 }
 
 /// One engine: the machines behind compute targets.
 pub trait Executor: Send + Sync {
+    /// Whether the engine would take a run with this definition, asked before the run is stored. A sentence for the run's warnings where the
+    /// engine does not answer in good time.
+    ///
+    /// # Errors
+    /// [`trainyard_core::ErrorKind::Invalid`] with the engine's own words, if it never would.
+    fn check<'a>(&'a self, definition: &'a Definition) -> BoxFuture<'a, Result<Option<String>>> {
+        let _ = definition;
+        Box::pin(async { Ok(None) })
+    }
+
+    /// Called at the beginning of a pass over attempts: an engine that is asked for all of them at once begins to do so. Does not wait.
+    fn look(&self) {}
+
+    /// What really ended `attempt`, whose agent knows no more than that it was told to end; `None` if the engine does not know better.
+    fn explain(&self, attempt: AttemptId) -> BoxFuture<'_, Option<Cause>> {
+        let _ = attempt;
+        Box::pin(async { None })
+    }
+
     /// Starts the agent of `order.attempt`, or does nothing when one is there already.
     fn submit<'a>(&'a self, order: &'a AttemptOrder) -> BoxFuture<'a, Result<()>>;
 

@@ -46,6 +46,11 @@ impl Heartbeats {
         now.saturating_duration_since(self.lock().entry(attempt).or_insert(Beat { at: now, heard: false }).at)
     }
 
+    /// There is nobody yet who could say something: the silence of `attempt` begins now.
+    pub(crate) fn excuse(&self, attempt: AttemptId, now: Instant) {
+        self.lock().entry(attempt).or_insert(Beat { at: now, heard: false }).at = now;
+    }
+
     /// Nobody is blamed for a time in which this server did not listen.
     pub(crate) fn forgive(&self, now: Instant) {
         self.lock().values_mut().for_each(|beat| beat.at = now);
@@ -85,6 +90,16 @@ mod tests {
         assert_eq!(beats.heard(attempt, start + 7 * SECOND), 7 * SECOND);
         assert_eq!(beats.silence(attempt, start + 8 * SECOND), SECOND);
         assert_eq!(beats.attendance(), Attendance { live: 1, heard: 1 });
+    }
+
+    #[test]
+    fn who_is_not_there_yet_is_not_silent() {
+        let (beats, start) = (Heartbeats::default(), Instant::now());
+        let attempt = AttemptId(Uuid::from_u128(1));
+        beats.excuse(attempt, start);
+        beats.excuse(attempt, start + 90 * SECOND);
+        assert_eq!(beats.silence(attempt, start + 91 * SECOND), SECOND);
+        assert_eq!(beats.attendance(), Attendance { live: 1, heard: 0 });
     }
 
     #[test]

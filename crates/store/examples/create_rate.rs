@@ -173,6 +173,7 @@ async fn place(store: &Store) -> Result<Arc<RunRecord>, Failure> {
         history: History::default(),
         container: None,
         retries: RetryWish::default(),
+        slurm: Default::default(),
     };
     let id = RunId::new("template")?;
     Ok(Arc::new(RunRecord {

@@ -6,13 +6,13 @@ use trainyard_core::{
     Error, Result,
     definition::Definition,
     ids::{ComputeName, ExperimentId, RunId, WorkspaceId},
-    plan::QueuedRun,
+    plan::{QueuedRun, Share},
     run::{Desired, Retries, RunState},
 };
 
 use crate::{
     attempts::{self, Attempt},
-    db::{Row, Sql},
+    db::{Columns, Conn, Row, Sql},
     run_row,
     runs::RunRecord,
     store::Store,
@@ -46,23 +46,42 @@ pub struct LiveRun {
 }
 
 impl Store {
-    /// For each target with its number of free slots: as many waiting runs as could get one at `now_us`, in queue order. Targets without
-    /// free slots or without such runs are left out.
+    /// For each target with its number of free slots: of every share the waiting runs that could get one at `now_us`, in the order of the
+    /// share. Targets without free slots or without such runs are left out.
+    ///
+    /// Costs two index lookups and a few rows for every share that waits, whatever the length of its queue.
     pub async fn queue_heads(&self, free: &[(ComputeName, u32)], now_us: i64) -> Result<Vec<(ComputeName, Vec<QueuedRun>)>> {
         let mut conn = self.reader().await?;
         let mut heads = Vec::new();
         for (target, slots) in free.iter().filter(|(_, slots)| *slots > 0) {
-            let sql = Sql::new(
-                "select workspace, id, priority, created_us, not_before_us from runs where state = 'Queued' and target = $1 \
-                 and (not_before_us is null or not_before_us <= $3) order by priority desc, created_us, id, workspace limit $2",
-            );
-            let rows = conn.fetch_all(sql.bind(target.as_str()).bind(i64::from(*slots)).bind(now_us)).await?;
-            let queue = rows.iter().map(queued).collect::<Result<Vec<_>>>()?;
+            let mut queue = Vec::new();
+            let mut share = next_share(&mut conn, target, None).await?;
+            while let Some(this) = share {
+                queue.extend(head_of_share(&mut conn, (target, &this), *slots, now_us).await?);
+                share = next_share(&mut conn, target, Some(&this)).await?;
+            }
             if !queue.is_empty() {
                 heads.push((target.clone(), queue));
             }
         }
         Ok(heads)
+    }
+
+    /// How many runs are in execution (`Starting` to `Finalizing`) on each target, by whose they are.
+    pub async fn busy_shares(&self) -> Result<BTreeMap<ComputeName, BTreeMap<Share, u32>>> {
+        let sql = Sql::new(
+            "select target, created_by, workspace, experiment, count(*) from runs \
+             where state in ('Starting', 'Preparing', 'Running', 'Finalizing') \
+             and ownership = 'Managed' and target is not null group by target, created_by, workspace, experiment",
+        );
+        let mut busy: BTreeMap<ComputeName, BTreeMap<Share, u32>> = BTreeMap::new();
+        for row in &self.reader().await?.fetch_all(sql).await? {
+            let mut row = row.columns();
+            let target = row.parse()?;
+            let share = share(&mut row)?;
+            busy.entry(target).or_default().insert(share, count(row.int()?));
+        }
+        Ok(busy)
     }
 
     /// How many runs are in execution (`Starting` to `Finalizing`) on each target that has some.
@@ -138,15 +157,43 @@ impl Store {
     }
 }
 
-fn queued(row: &Row) -> Result<QueuedRun> {
-    let mut row = row.columns();
-    Ok(QueuedRun {
-        workspace: row.parse()?,
-        run: row.parse()?,
-        priority: row.int()?,
-        created_us: row.int()?,
-        not_before_us: row.opt_int()?,
-    })
+/// The share after `after` (or the first one) that has a run waiting for `target`.
+async fn next_share(conn: &mut Conn, target: &ComputeName, after: Option<&Share>) -> Result<Option<Share>> {
+    let mut sql =
+        Sql::new("select created_by, workspace, experiment from runs where state = 'Queued' and target = $1").bind(target.as_str());
+    if let Some(after) = after {
+        sql.push(" and (created_by, workspace, experiment) > (");
+        sql.push_value(after.user.as_str()).push(", ").push_value(after.workspace.to_string());
+        sql.push(", ").push_value(after.experiment.to_string()).push(")");
+    }
+    sql.push(" order by created_by, workspace, experiment limit 1");
+    conn.fetch_optional(sql).await?.map(|row| share(&mut row.columns())).transpose()
+}
+
+/// The first `limit` runs of a share that may be admitted at `now_us`.
+async fn head_of_share(conn: &mut Conn, (target, share): (&ComputeName, &Share), limit: u32, now_us: i64) -> Result<Vec<QueuedRun>> {
+    let sql = Sql::new(
+        "select id, priority, created_us, not_before_us from runs where state = 'Queued' and target = $1 \
+         and created_by = $2 and workspace = $3 and experiment = $4 and (not_before_us is null or not_before_us <= $5) \
+         order by priority desc, created_us, id limit $6",
+    )
+    .bind(target.as_str())
+    .bind(share.user.as_str())
+    .bind(share.workspace.to_string())
+    .bind(share.experiment.to_string())
+    .bind(now_us)
+    .bind(i64::from(limit));
+    let rows = conn.fetch_all(sql).await?;
+    let queued = |row: &Row| {
+        let mut row = row.columns();
+        let (run, priority) = (row.parse()?, row.int()?);
+        Ok(QueuedRun { share: share.clone(), run, priority, created_us: row.int()?, not_before_us: row.opt_int()? })
+    };
+    rows.iter().map(queued).collect()
+}
+
+fn share(row: &mut Columns<'_>) -> Result<Share> {
+    Ok(Share { user: row.text()?, workspace: row.parse()?, experiment: row.parse()? })
 }
 
 fn live(row: &Row) -> Result<LiveRun> {

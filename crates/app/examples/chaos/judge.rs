@@ -181,7 +181,7 @@ impl Case<'_> {
                 let sent = self.record.code_signals.get(&attempt.id).is_some_and(|sent| sent.contains(signal));
                 need(own || sent, "a signal that the code or this harness sent")
             }
-            Cause::TimeLimit { limit_seconds } => {
+            Cause::TimeLimit { limit_seconds, .. } => {
                 need(self.plan.end == End::TimeLimit && *limit_seconds == TIME_LIMIT_SECONDS, "a time limit only for code that has one")
             }
             Cause::Cancelled { .. } => need(self.is_cancelled(), "cancelled only if somebody asked for it"),

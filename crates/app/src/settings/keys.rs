@@ -1,5 +1,8 @@
-//! Every key of the configuration once, with its documentation: the check for unknown keys, the variables and the reference page come
-//! from this list.
+//! Every key of the configuration once, with its documentation: the check for unknown keys, the variables and the reference page come from
+//! this list.
+
+use anyhow::{Result, bail};
+use toml::de::{DeTable, DeValue};
 
 /// A key of the configuration file.
 pub struct Key {
@@ -137,8 +140,18 @@ pub const KEYS: &[Key] = &[
         "A container image that runs go into; the packages are put on top of it. Without packages its own Python runs the script.",
     ),
     key("curated.NAME", "version", "\"1\"", "Its version: change it with the content, so that runs tell the two apart."),
-    key("compute.NAME", "engine", "\"local\"", "What executes the runs of this target: `local`."),
-    key("compute.NAME", "slots", "the number of cores", "How many runs at once. 0 holds every run back."),
+    key(
+        "compute.NAME",
+        "engine",
+        "\"local\"",
+        "What executes the runs of this target: `local` (processes on the server's machine) or `slurm` (jobs; see `deploy/slurm/README.md`).",
+    ),
+    key(
+        "compute.NAME",
+        "slots",
+        "the number of cores; 1000 with Slurm, which has a queue of its own",
+        "How many runs at once, those in the engine's own queue included. 0 holds every run back.",
+    ),
     key(
         "compute.NAME",
         "retries",
@@ -190,4 +203,127 @@ pub const KEYS: &[Key] = &[
         "User at the container registry whose host is the name: `[registry.\"registry.example:5000\"]`.",
     ),
     key("registry.NAME", "password", "none", "Password or token of that user; never shown."),
+    key(
+        "compute.NAME",
+        "shared_dir",
+        "none; Slurm needs one",
+        "Slurm: a folder that this machine and every node see under the same path. Attempts, the program for the nodes and environments are kept in it. Targets may share one, servers may not.",
+    ),
+    key(
+        "compute.NAME",
+        "partition",
+        "Slurm's own",
+        "Slurm: the partition; a definition's `Slurm.Partition` wins, and so on for the next seven.",
+    ),
+    key("compute.NAME", "account", "Slurm's own", "Slurm: the account (`Slurm.Account`)."),
+    key("compute.NAME", "qos", "Slurm's own", "Slurm: the QOS (`Slurm.Qos`)."),
+    key("compute.NAME", "time_limit", "Slurm's own", "Slurm: the time limit of a job, as `sbatch --time` takes it (`Slurm.TimeLimit`)."),
+    key("compute.NAME", "gres", "none", "Slurm: generic resources, e.g. `\"gpu:1\"` (`Slurm.Gres`)."),
+    key("compute.NAME", "memory", "Slurm's own", "Slurm: memory of the node, e.g. `\"16G\"` (`Slurm.Memory`)."),
+    key("compute.NAME", "cpus", "Slurm's own", "Slurm: CPUs of the run (`Slurm.Cpus`)."),
+    key("compute.NAME", "constraint", "none", "Slurm: features that the node must have (`Slurm.Constraint`)."),
+    key(
+        "compute.NAME",
+        "sbatch_arguments",
+        "[]",
+        "Slurm: further options of `sbatch`, each as `\"--name=value\"`; a definition's `Slurm.Arguments` come after them.",
+    ),
+    key(
+        "compute.NAME",
+        "gpus",
+        "\"none\"",
+        "Local: which NVIDIA GPUs its runs get, each run its own: `all`, or their numbers, `\"0,1\"`. They are counted when the server starts, and `slots` is what they suffice for unless it says less. Once one target gives GPUs away, runs of targets without this key see none.",
+    ),
+    key("compute.NAME", "gpus_per_run", "1", "Local: how many of them each run gets."),
+    key("compute.NAME", "slurm_bin", "where PATH finds them", "Slurm: the folder of `sbatch`, `squeue`, `sacct` and `scancel`."),
+    key(
+        "compute.NAME",
+        "ssh",
+        "none",
+        "Slurm: run its commands on this login node, as `ssh` takes it (`\"user@login\"`), without a password; the user must own the shared folder.",
+    ),
 ];
+
+/// Every section; one that ends in `.NAME` stands for many.
+pub(super) const SECTIONS: [&str; 6] = ["server", "store", "environments", "curated.NAME", "registry.NAME", "compute.NAME"];
+
+/// Whether the tables of this section have names.
+pub(super) fn has_names(section: &str) -> bool {
+    SECTIONS.iter().any(|known| known.strip_suffix(".NAME") == Some(section))
+}
+
+/// The keys of a section, `compute.NAME` for every target.
+pub(super) fn known<'a>(section: &'a str) -> impl Iterator<Item = &'static str> + 'a {
+    KEYS.iter().filter(move |key| key.section == section).map(|key| key.name)
+}
+
+/// Refuses keys that are not in [`KEYS`], with the line and the nearest known one.
+pub(super) fn check_keys(text: &str) -> Result<()> {
+    let document = DeTable::parse(text)?;
+    let line = |offset: usize| text[..offset.min(text.len())].lines().count().max(1);
+    for (section, content) in document.get_ref() {
+        let at = line(section.span().end);
+        let section = section.get_ref().as_ref();
+        let DeValue::Table(content) = content.get_ref() else {
+            bail!(
+                "line {at}: `{section}` stands outside any section; {}",
+                nearest(section, &SECTIONS.map(|section| section.trim_end_matches(".NAME")))
+            );
+        };
+        let tables: Vec<(String, &DeTable<'_>)> = match section {
+            _ if has_names(section) => content
+                .iter()
+                .filter_map(|(name, value)| Some((format!("{section}.{}", name.get_ref()), value.get_ref().as_table()?)))
+                .collect(),
+            _ if SECTIONS.contains(&section) => vec![(section.to_owned(), content)],
+            _ => bail!("line {at}: there is no section [{section}]; {}", nearest(section, &SECTIONS)),
+        };
+        let schema = if has_names(section) { format!("{section}.NAME") } else { section.to_owned() };
+        for (label, table) in tables {
+            for (key, _) in table {
+                let names: Vec<&str> = known(&schema).collect();
+                if !names.contains(&key.get_ref().as_ref()) {
+                    bail!(
+                        "line {}: there is no key `{}` in [{label}]; {}",
+                        line(key.span().end),
+                        key.get_ref(),
+                        nearest(key.get_ref(), &names)
+                    );
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// "did you mean …", or the list when nothing is near.
+pub(super) fn nearest(word: &str, known: &[&str]) -> String {
+    let best = known.iter().map(|name| (strsim::jaro_winkler(word, name), name)).max_by(|a, b| a.0.total_cmp(&b.0));
+    match best {
+        Some((likeness, name)) if likeness > 0.75 => format!("did you mean `{name}`?"),
+        _ => format!("known: {}", known.join(", ")),
+    }
+}
+
+/// The reference page, `docs/configuration.md`.
+pub fn reference() -> String {
+    let mut text = String::from(
+        "# Configuration\n\nOne TOML file, given with `--config FILE`; without the flag, `config.toml` in the data directory if it is there. A variable \
+         `TRAINYARD_SECTION__KEY` wins over the file (`TRAINYARD_SERVER__LISTEN`, `TRAINYARD_COMPUTE__GPU__SLOTS`), a flag over both. An unknown key is an error.\n\n\
+         Without any `[compute.NAME]` section the server has the targets `cpu-cluster` and `local`, both on its own machine.\n",
+    );
+    let mut section = "";
+    for key in KEYS {
+        if key.section != section {
+            section = key.section;
+            text.push_str(&format!("\n## `[{section}]`\n\n| key | default | what it does |\n| --- | --- | --- |\n"));
+        }
+        let default = if key.default.starts_with(|c: char| c.is_ascii_digit() || matches!(c, '"' | '[' | '{')) || key.default == "false" {
+            format!("`{}`", key.default)
+        } else {
+            key.default.to_owned()
+        };
+        text.push_str(&format!("| `{}` | {default} | {} |\n", key.name, key.doc));
+    }
+    text
+}

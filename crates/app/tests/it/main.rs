@@ -20,5 +20,6 @@ mod founding;
 mod history;
 mod keep;
 mod lifecycle;
+mod slurm;
 mod tokens;
 mod upgrade;

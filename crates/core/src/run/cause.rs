@@ -25,10 +25,13 @@ pub enum Cause {
         /// How that is known.
         message: String,
     },
-    /// The code ran longer than `MaxRunDurationSeconds` and was stopped.
+    /// The code ran longer than it may and was stopped.
     TimeLimit {
         /// The limit, in seconds.
         limit_seconds: u64,
+        /// Whose limit it is, e.g. `Slurm job 17`; `None`: `MaxRunDurationSeconds` of the definition.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        of: Option<String>,
     },
     /// Somebody asked for it.
     Cancelled {
@@ -125,6 +128,12 @@ impl Cause {
         "reported",
     ];
 
+    /// Whether all that is known is that somebody outside ended the code: whoever runs the machine may know who and why.
+    pub fn wants_explanation(&self) -> bool {
+        const TERM: i32 = 15;
+        matches!(self, Self::Preempted { .. } | Self::Signal { signal: TERM })
+    }
+
     /// The end state that follows from the cause.
     pub fn end_state(&self) -> RunState {
         match self {
@@ -175,8 +184,11 @@ impl Cause {
             }
             Self::Signal { signal } => format!("the code was killed by signal {signal}, which this server did not send"),
             Self::OutOfMemory { message } => format!("the code was killed because memory ran out: {message}"),
-            Self::TimeLimit { limit_seconds } => {
+            Self::TimeLimit { limit_seconds, of: None } => {
                 format!("the code was stopped: it ran longer than MaxRunDurationSeconds = {limit_seconds}")
+            }
+            Self::TimeLimit { limit_seconds, of: Some(of) } => {
+                format!("the code was stopped: the time limit of {of} is {limit_seconds} s; ask for more time, or save and resume")
             }
             Self::Cancelled { by, why } => {
                 let by = by.as_ref().map(|by| format!(" by {by}")).unwrap_or_default();

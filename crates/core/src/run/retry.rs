@@ -128,7 +128,7 @@ mod tests {
         let message = String::new;
         for cause in [
             Cause::Completed,
-            Cause::TimeLimit { limit_seconds: 1 },
+            Cause::TimeLimit { limit_seconds: 1, of: None },
             Cause::Cancelled { by: None, why: None },
             Cause::EnvironmentFailed { message: message() },
             Cause::SnapshotFailed { message: message() },

@@ -99,7 +99,7 @@ fn any_cause() -> impl Strategy<Value = Cause> {
         Just(Cause::Completed),
         (1..256i32).prop_map(|code| Cause::ExitCode { code }),
         Just(Cause::Signal { signal: 9 }),
-        Just(Cause::TimeLimit { limit_seconds: 5 }),
+        Just(Cause::TimeLimit { limit_seconds: 5, of: None }),
         Just(Cause::Cancelled { by: None, why: None }),
         Just(Cause::EnvironmentFailed { message: "no".into() }),
         Just(Cause::AgentLost { message: "gone".into() }),

@@ -234,6 +234,30 @@ impl AttemptFolder {
         self.read_document(EXIT)
     }
 
+    /// Notes what the engine says that ended the attempt, before an agent is started to close its books: that agent starts no code.
+    pub fn write_verdict(&self, verdict: &Cause) -> io::Result<()> {
+        self.write_document(VERDICT, verdict)
+    }
+
+    /// What the engine says that ended the attempt; `None` as long as it may go on.
+    pub fn verdict(&self) -> Option<Cause> {
+        match self.read_document(VERDICT) {
+            Ok(verdict) => verdict,
+            // It is there: whatever it says, nothing is to be started.
+            Err(error) => Some(Cause::AgentLost { message: format!("what its engine noted cannot be read: {error}") }),
+        }
+    }
+
+    /// Whether an agent was ever at work here. Asks for the list of files, which a network file system does not answer from memory.
+    pub fn had_agent(&self) -> bool {
+        fs::read_dir(&self.root).is_ok_and(|entries| entries.flatten().any(|entry| entry.file_name() == LOCK))
+    }
+
+    /// Whether the user's code was started, or may have been.
+    pub fn was_started(&self) -> bool {
+        !matches!(self.started(), Ok(None))
+    }
+
     pub(super) fn write_exit_record(&self, record: &ExitRecord) -> io::Result<()> {
         self.write_document(EXIT, record)
     }
@@ -350,6 +374,7 @@ const AGAIN: &str = "again";
 const FENCED: &str = "fenced";
 const CUTS: &str = "cuts.json";
 const STARTS: &str = "starts";
+const VERDICT: &str = "verdict.json";
 
 #[cfg(test)]
 mod tests {

@@ -201,11 +201,13 @@ impl Attempt {
         }
     }
 
-    /// Whether a former agent started the code and did not live to see its end.
+    /// Whether a former agent started the code and did not live to see its end, or the engine says that there is nothing to start any more.
     fn lost(&self) -> Option<Cause> {
         let lost = |message: &str| Some(Cause::AgentLost { message: message.to_owned() });
+        let verdict = self.folder.verdict();
         match self.folder.started() {
-            Ok(Some(started)) => Some(unrecorded_end(started, boot_id().as_deref())),
+            Ok(Some(started)) => Some(unrecorded_end(started, verdict, boot_id().as_deref())),
+            Ok(None) if verdict.is_some() => verdict,
             Ok(None) if self.order.started_at.is_some() => {
                 lost("the code was started before, and what was known of it on its machine is gone")
             }
@@ -263,10 +265,15 @@ impl Attempt {
     }
 }
 
-/// What became of code that was started and whose end nobody has recorded. `boot_id`: which life of the machine this is.
-fn unrecorded_end(started: Started, boot_id: Option<&str>) -> Cause {
-    if let Some(decided) = started.stopping {
-        return decided;
+/// What became of code that was started and whose end nobody has recorded. `verdict`: what the engine says that it ran on, if it does;
+/// `boot_id`: which life of the machine this is.
+fn unrecorded_end(started: Started, verdict: Option<Cause>, boot_id: Option<&str>) -> Cause {
+    match (started.stopping.clone(), verdict) {
+        // The agent knew that it was to end, the engine knows why.
+        (Some(decided), Some(verdict)) if decided.wants_explanation() => return verdict,
+        (Some(decided), _) => return decided,
+        (None, Some(verdict)) => return verdict,
+        (None, None) => {}
     }
     if started.is_of_another_boot(boot_id) {
         return Cause::NodeLost { message: "the machine was restarted while the code ran".into() };
@@ -288,6 +295,7 @@ fn read_definition(order: &AttemptOrder) -> (Definition, Option<Cause>) {
         history: History::default(),
         container: None,
         retries: RetryWish::default(),
+        slurm: Default::default(),
     };
     // Another try may find a server and an agent that fit.
     let refuse = |message: String| (nothing.clone(), Some(Cause::StartFailed { message, by_definition: false }));
@@ -311,14 +319,25 @@ mod tests {
     fn an_unrecorded_end_is_what_was_decided_or_the_machines_or_the_agents() {
         let lost = |stopping: Option<Cause>, noted: Option<&str>, now: Option<&str>| {
             let started = Started { started_us: 1, main: None, stopping, boot_id: noted.map(str::to_owned) };
-            unrecorded_end(started, now).label()
+            unrecorded_end(started, None, now).label()
         };
-        let limit = Cause::TimeLimit { limit_seconds: 5 };
+        let limit = Cause::TimeLimit { limit_seconds: 5, of: None };
         assert_eq!(lost(Some(limit), Some("a"), Some("b")), "time_limit", "it was being stopped already");
         assert_eq!(lost(None, Some("a"), Some("b")), "node_lost");
         assert_eq!(lost(None, Some("a"), Some("a")), "agent_lost");
         for (noted, now) in [(None, Some("b")), (Some("a"), None), (None, None)] {
             assert_eq!(lost(None, noted, now), "agent_lost", "a restart is not guessed");
         }
+    }
+
+    #[test]
+    fn what_the_engine_says_explains_an_end_that_nobody_decided_here() {
+        let ended = |stopping: Option<Cause>| {
+            let started = Started { started_us: 1, main: None, stopping, boot_id: Some("a".into()) };
+            unrecorded_end(started, Some(Cause::TimeLimit { limit_seconds: 60, of: Some("Slurm job 17".into()) }), Some("b")).label()
+        };
+        assert_eq!(ended(None), "time_limit", "not that the machine is another one");
+        assert_eq!(ended(Some(Cause::Preempted { message: "told to end".into() })), "time_limit");
+        assert_eq!(ended(Some(Cause::Cancelled { by: None, why: None })), "cancelled", "it was being cancelled already");
     }
 }

@@ -32,6 +32,9 @@ use crate::{clock::now_us, container, environment::InUse};
 /// themselves, like the trackers that Python's multiprocessing starts.
 const AFTERMATH: Duration = Duration::from_secs(2);
 
+/// How long the agent's own signal may come after that of its code.
+const SAME_INSTANT: Duration = Duration::from_millis(300);
+
 /// Between two tries to write what must be written, on a full disk say.
 const WRITE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -126,6 +129,7 @@ pub(super) async fn run(attempt: &Attempt, ready: &Ready) -> Outcome {
                 Some(container) => container.ended(attempt, cause).await,
                 None => (cause, None),
             };
+            let cause = told_to_end(attempt, cause).await;
             for warning in warning.into_iter().chain(more) {
                 attempt.warn(warning);
             }
@@ -190,12 +194,8 @@ pub(super) async fn sweep(attempt: &Attempt) {
 
 async fn stop_running(attempt: &Attempt, ready: &Ready, (stop, mut started): (Stop, Started), reaper: &mut Reaper) -> Outcome {
     let cause = match stop {
-        Stop::TimeLimit(limit_seconds) => Cause::TimeLimit { limit_seconds },
-        Stop::Demanded(Demand::Cancel { by, why }) => Cause::Cancelled { by, why },
-        Stop::Demanded(Demand::Abandon) => Cause::AgentLost { message: "the server gave this attempt up".into() },
-        Stop::Demanded(Demand::Terminate | Demand::Continue) => {
-            Cause::Preempted { message: "the agent was told to end; was the machine shut down, or its job taken off it?".into() }
-        }
+        Stop::TimeLimit(limit_seconds) => Cause::TimeLimit { limit_seconds, of: None },
+        Stop::Demanded(demand) => stopped_by(demand),
     };
     tracing::info!(cause = cause.label(), "stopping the code");
     started.stopping = Some(cause.clone());
@@ -270,6 +270,28 @@ async fn elapsed(limit_seconds: Option<u64>) -> u64 {
             limit
         }
         None => std::future::pending().await,
+    }
+}
+
+/// Some engines tell the agent and its code to end in the same instant, and the code may be quicker to do so.
+async fn told_to_end(attempt: &Attempt, cause: Cause) -> Cause {
+    if !cause.wants_explanation() {
+        return cause;
+    }
+    match tokio::time::timeout(SAME_INSTANT, attempt.control.stop_demanded()).await {
+        Ok(demand) => stopped_by(demand),
+        Err(_) => cause,
+    }
+}
+
+/// What a demand to stop makes the cause of an end.
+fn stopped_by(demand: Demand) -> Cause {
+    match demand {
+        Demand::Cancel { by, why } => Cause::Cancelled { by, why },
+        Demand::Abandon => Cause::AgentLost { message: "the server gave this attempt up".into() },
+        Demand::Terminate | Demand::Continue => {
+            Cause::Preempted { message: "the agent was told to end; was the machine shut down, or its job taken off it?".into() }
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use trainyard_core::definition::{Definition, Entry};
 use super::tree::ATTEMPT_VARIABLE;
 
 /// What the user's process inherits of the agent's environment, if it is there. Not a list of what to leave out: a secret has any name.
-const INHERITED: [&str; 28] = [
+const INHERITED: [&str; 29] = [
     "PATH",
     "HOME",
     "USER",
@@ -33,6 +33,7 @@ const INHERITED: [&str; 28] = [
     "CUDA_VISIBLE_DEVICES",
     "NVIDIA_VISIBLE_DEVICES",
     "ROCR_VISIBLE_DEVICES",
+    "GPU_DEVICE_ORDINAL",
     "XDG_CACHE_HOME",
     "XDG_RUNTIME_DIR",
     "SSL_CERT_DIR",
@@ -45,6 +46,13 @@ const INHERITED: [&str; 28] = [
     "NO_PROXY",
     "no_proxy",
 ];
+
+/// Beginnings of names that are inherited too: what a Slurm job is told about itself, without which `srun` does not work in it.
+const INHERITED_PREFIXES: [&str; 2] = ["SLURM_", "SLURMD_"];
+
+fn is_inherited(name: &OsStr) -> bool {
+    name.to_str().is_some_and(|name| INHERITED.contains(&name) || INHERITED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)))
+}
 
 /// Who the run is: not the definition's to say.
 const RESERVED: [&str; 4] = ["AZUREML_RUN_ID", "AZUREML_RUN_TOKEN", "AZUREML_RUN_TOKEN_EXPIRY", ATTEMPT_VARIABLE];
@@ -81,7 +89,7 @@ pub(super) struct Sources<'a> {
 /// The environment of the user's process, and what has to be said about it.
 pub(super) fn variables(sources: &Sources<'_>) -> (BTreeMap<OsString, OsString>, Vec<String>) {
     let mut all: BTreeMap<OsString, OsString> =
-        INHERITED.iter().filter_map(|name| Some((OsString::from(name), sources.own.get(OsStr::new(name))?.clone()))).collect();
+        sources.own.iter().filter(|(name, _)| is_inherited(name)).map(|(name, value)| (name.clone(), value.clone())).collect();
     all.entry("PATH".into()).or_insert_with(|| DEFAULT_PATH.into());
     if !["LANG", "LC_ALL", "LC_CTYPE"].iter().any(|name| all.contains_key(OsStr::new(name))) {
         // Else Python before 3.7 writes, and most tools assume, ASCII.
@@ -96,7 +104,8 @@ pub(super) fn variables(sources: &Sources<'_>) -> (BTreeMap<OsString, OsString>,
 
     let mut warnings = Vec::new();
     for (name, value) in &sources.definition.environment_variables {
-        match refused(name, value) {
+        let given = sources.server.contains_key(name).then_some(name.as_str());
+        match refused(name, value).or_else(|| given.and_then(given_away)) {
             Some(why) => warnings.push(format!("the environment variable `{}` of the definition is not set: {why}", name.escape_debug())),
             None => drop(all.insert(name.into(), value.into())),
         }
@@ -153,6 +162,11 @@ fn refused(name: &str, value: &str) -> Option<&'static str> {
     } else {
         None
     }
+}
+
+/// What the target decides when it gives devices away: another run has the others.
+fn given_away(name: &str) -> Option<&'static str> {
+    ["CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"].contains(&name).then_some("the target gives every run its own GPUs")
 }
 
 /// If the process uses a proxy, it still reaches the server directly, as the agent does.
@@ -251,6 +265,7 @@ mod tests {
             history: History::default(),
             container: None,
             retries: RetryWish::default(),
+            slurm: Default::default(),
         }
     }
 
@@ -296,9 +311,14 @@ mod tests {
     #[test]
     fn the_agents_own_variables_stay_with_the_agent_unless_listed() {
         let mut case = Case::new();
-        case.own.extend([("AWS_SECRET_ACCESS_KEY", "secret"), ("TRAINYARD_STORE", "postgres://u:p@h/d"), ("TZ", "UTC")]);
+        case.own.extend([
+            ("AWS_SECRET_ACCESS_KEY", "secret"),
+            ("TRAINYARD_STORE", "postgres://u:p@h/d"),
+            ("TZ", "UTC"),
+            ("SLURM_JOB_ID", "17"),
+        ]);
         let (all, _) = case.run();
-        assert_eq!(all["TZ"], "UTC");
+        assert_eq!((all["TZ"].as_str(), all["SLURM_JOB_ID"].as_str()), ("UTC", "17"));
         assert!(!all.values().any(|value| value.contains("secret") || value.contains("postgres")));
     }
 
@@ -314,6 +334,16 @@ mod tests {
         assert_eq!(all["AZUREML_RUN_TOKEN_EXPIRY"], "1700000000");
         assert_eq!(warnings.len(), 4, "{warnings:?}");
         assert!(warnings.iter().any(|warning| warning.contains("`AZUREML_RUN_ID` of the definition is not set")));
+    }
+
+    #[test]
+    fn a_definition_cannot_take_the_gpus_of_another_run() {
+        let mut case = Case::new().user("CUDA_VISIBLE_DEVICES", "0,1,2,3");
+        assert_eq!(case.run().0["CUDA_VISIBLE_DEVICES"], "0,1,2,3", "nobody gives them away");
+        case.server.insert("CUDA_VISIBLE_DEVICES".into(), "2".into());
+        let (all, warnings) = case.run();
+        assert_eq!(all["CUDA_VISIBLE_DEVICES"], "2");
+        assert!(warnings[0].contains("gives every run its own GPUs"), "{warnings:?}");
     }
 
     #[test]

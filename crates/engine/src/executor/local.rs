@@ -17,8 +17,11 @@ use futures_util::{FutureExt as _, future::BoxFuture};
 use trainyard_core::{Error, ErrorKind, Result, ids::AttemptId};
 use trainyard_wire::native::AttemptOrder;
 
+use self::gpus::Gpus;
 use super::{Executor, Observation};
 use crate::agent::folder::AttemptFolder;
+
+pub mod gpus;
 
 /// Variables of the server that its agents keep: what a process needs to find programs, its home, the package index, the way out to the
 /// network and the accelerators. Everything else, above all secrets, stays with the server.
@@ -71,6 +74,7 @@ fn is_kept(name: &str) -> bool {
 pub struct LocalExecutor {
     root: PathBuf,
     binary: PathBuf,
+    gpus: Gpus,
     /// Agents that this server started and that have not ended yet.
     children: Mutex<HashMap<AttemptId, Child>>,
 }
@@ -79,7 +83,12 @@ impl LocalExecutor {
     /// `root` holds a folder for each attempt; `binary` is this program, started as `binary agent --attempt-dir FOLDER`.
     pub fn new(root: PathBuf, binary: PathBuf) -> Result<Self> {
         fs::create_dir_all(&root).map_err(|error| io_error("the folder of attempts cannot be made", &root, error))?;
-        Ok(Self { root, binary, children: Mutex::default() })
+        Ok(Self { root, binary, gpus: Gpus::default(), children: Mutex::default() })
+    }
+
+    /// The same, giving these GPUs away.
+    pub fn with_gpus(self, gpus: Gpus) -> Self {
+        Self { gpus, ..self }
     }
 
     fn folder(&self, attempt: AttemptId) -> AttemptFolder {
@@ -94,7 +103,7 @@ impl LocalExecutor {
         }
         folder.create().map_err(|error| io_error("the folder of the attempt cannot be made", folder.path(), error))?;
         trainyard_store::fail_point!("executor.folder_made");
-        folder.write_order(order).map_err(|error| io_error("the order of the attempt cannot be written", folder.path(), error))?;
+        self.write_order(&folder, order)?;
         trainyard_store::fail_point!("executor.order_written");
         folder.count_start().map_err(|error| io_error("the start of the agent cannot be counted", folder.path(), error))?;
         trainyard_store::fail_point!("executor.start_counted");
@@ -103,6 +112,22 @@ impl LocalExecutor {
         tracing::info!(run = order.run_id, %attempt, pid = child.id(), "agent started");
         self.children.lock().unwrap_or_else(PoisonError::into_inner).insert(attempt, child);
         Ok(())
+    }
+
+    /// Writes the order, with the GPUs of the attempt in it.
+    fn write_order(&self, folder: &AttemptFolder, order: &AttemptOrder) -> Result<()> {
+        let mut order = order.clone();
+        if self.gpus.are_given_away() {
+            self.gpus.assign(&mut order, folder.read_order().ok().as_ref(), &self.other_orders(folder)?)?;
+        }
+        folder.write_order(&order).map_err(|error| io_error("the order of the attempt cannot be written", folder.path(), error))
+    }
+
+    /// The orders of all other attempts whose code may still run.
+    fn other_orders(&self, this: &AttemptFolder) -> Result<Vec<AttemptOrder>> {
+        let folders = self.leftovers_now()?.into_iter().map(|attempt| self.folder(attempt)).filter(|folder| folder.path() != this.path());
+        let over = |folder: &AttemptFolder| folder.is_collected() || (folder.is_fenced() && !folder.agent_is_alive());
+        Ok(folders.filter(|folder| !over(folder)).filter_map(|folder| folder.read_order().ok()).collect())
     }
 
     #[expect(unsafe_code, reason = "setsid between fork and exec is only to be had through pre_exec; it is async-signal-safe")]
@@ -120,8 +145,13 @@ impl LocalExecutor {
         command.spawn().map_err(|error| io_error("the agent cannot be started from", &self.binary, error))
     }
 
+    /// How many agents this server started that had not ended when it last looked.
+    pub(super) fn children(&self) -> usize {
+        self.children.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// Whether this server started an agent for `attempt` that has not ended. Collects the ones that have.
-    fn is_child(&self, attempt: AttemptId) -> bool {
+    pub(super) fn is_child(&self, attempt: AttemptId) -> bool {
         let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
         children.retain(|attempt, child| match child.try_wait() {
             Ok(None) => true,
@@ -187,11 +217,7 @@ impl Executor for LocalExecutor {
     }
 
     fn refresh<'a>(&'a self, order: &'a AttemptOrder) -> BoxFuture<'a, Result<()>> {
-        async move {
-            let folder = self.folder(AttemptId(order.attempt));
-            folder.write_order(order).map_err(|error| io_error("the order of the attempt cannot be written", folder.path(), error))
-        }
-        .boxed()
+        async move { self.write_order(&self.folder(AttemptId(order.attempt)), order) }.boxed()
     }
 
     fn order(&self, attempt: AttemptId) -> BoxFuture<'_, Result<Option<AttemptOrder>>> {

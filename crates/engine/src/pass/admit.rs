@@ -38,14 +38,14 @@ impl Passes {
         Ok(())
     }
 
-    /// For `now_us`: slots, busy counts and as much of each queue as could be admitted.
+    /// For `now_us`: slots, who holds them, and as much of each queue as could be admitted.
     async fn target_views(&self, now_us: i64) -> Result<Vec<TargetView>> {
         let store = &self.options.store;
-        let busy = store.busy_slots().await?;
-        let busy_on = |name: &ComputeName| busy.get(name).copied().unwrap_or(0);
+        let mut busy = store.busy_shares().await?;
         let mut free = Vec::new();
         for target in &self.options.targets {
-            let slots = target.slots.saturating_sub(busy_on(&target.name));
+            let held = busy.get(&target.name).map_or(0, |shares| shares.values().sum());
+            let slots = target.slots.saturating_sub(held);
             // Set before the queue is read: a run queued after the read finds the flag that was true when it was read.
             self.handle.shared.set_full(&target.name, if slots == 0 { Fullness::Full } else { Fullness::Free });
             if slots > 0 {
@@ -57,6 +57,7 @@ impl Passes {
         }
         let heads = store.queue_heads(&free, now_us).await?;
         let slots = |name: &ComputeName| self.options.targets.iter().find(|target| &target.name == name).map_or(0, |target| target.slots);
-        Ok(heads.into_iter().map(|(name, queue)| TargetView { slots: slots(&name), busy: busy_on(&name), name, queue }).collect())
+        let view = |(name, queue)| TargetView { slots: slots(&name), busy: busy.remove(&name).unwrap_or_default(), name, queue };
+        Ok(heads.into_iter().map(view).collect())
     }
 }

@@ -20,7 +20,7 @@ use super::{
     Passes,
     sight::{Limits, Sight, Step, decide},
 };
-use crate::{clock::now_us, engine::Target, hub::RunKey};
+use crate::{clock::now_us, engine::Target, executor::Observation, hub::RunKey};
 
 impl Passes {
     pub(super) async fn attempts(&mut self) -> Result<()> {
@@ -31,6 +31,8 @@ impl Passes {
         self.told.retain(|attempt| ids.contains(attempt));
         self.handle.shared.heartbeats.keep(&ids);
         self.handle.shared.preparations.keep(&ids);
+        self.handle.shared.keep_waits(&ids);
+        self.look(&live);
         for live in &live {
             // Looking is work on files; whoever waits for an answer goes first.
             tokio::task::yield_now().await;
@@ -47,17 +49,42 @@ impl Passes {
         Ok(())
     }
 
+    /// Has every engine that attempts are on look at all of them at once.
+    fn look(&self, live: &[LiveRun]) {
+        let names: HashSet<_> = live.iter().map(|live| &live.attempt.target).collect();
+        for target in self.options.targets.iter().filter(|target| names.contains(&target.name)) {
+            target.executor.look();
+        }
+    }
+
+    /// What is seen of an attempt now, and since when it should have been heard.
+    async fn sight(&self, live: &LiveRun, target: &Target) -> Result<Sight> {
+        let (attempt, shared) = (live.attempt.id, &self.handle.shared);
+        let observation = target.executor.observe(attempt).await?;
+        let why = match &observation {
+            Observation::Pending { why } => {
+                shared.heartbeats.excuse(attempt, Instant::now());
+                Some(why.clone())
+            }
+            _ => None,
+        };
+        if shared.set_wait(attempt, why) {
+            shared.hub.touch(&RunKey::new(live.workspace, &live.run));
+        }
+        Ok(Sight {
+            observation,
+            silence: shared.heartbeats.silence(attempt, Instant::now()),
+            stopping: self.stopping.get(&attempt).map_or(Duration::ZERO, Instant::elapsed),
+        })
+    }
+
     async fn attempt(&mut self, live: &LiveRun, target: &Target) -> Result<()> {
         let attempt = live.attempt.id;
         if live.desired == Desired::Cancel {
             // Whatever is done about it: how long it takes is counted from here.
             self.stopping.entry(attempt).or_insert_with(Instant::now);
         }
-        let sight = Sight {
-            observation: target.executor.observe(attempt).await?,
-            silence: self.handle.shared.heartbeats.silence(attempt, Instant::now()),
-            stopping: self.stopping.get(&attempt).map_or(Duration::ZERO, Instant::elapsed),
-        };
+        let sight = self.sight(live, target).await?;
         let limits = Limits { patience: self.options.patience, grace: self.options.orders.grace };
         let step = decide(live, &sight, &limits);
         if step != Step::Leave {
@@ -69,7 +96,7 @@ impl Passes {
                 self.refresh(live, target).await
             }
             Step::Start => {
-                let order = self.order(live).await?;
+                let order = self.order(live, target).await?;
                 self.refreshed.insert(attempt, Instant::now());
                 target.executor.submit(&order).await
             }
@@ -78,6 +105,7 @@ impl Passes {
                 self.refresh(live, target).await?;
                 self.stop(live, target).await
             }
+            Step::Close(cause) => self.close(live, cause).await,
             Step::GiveUp(cause) => self.give_up(live, cause).await,
             Step::Fence(cause) => {
                 tracing::warn!(run = %live.run, %attempt, cause = cause.label(), silent_seconds = sight.silence.as_secs(), "giving an attempt up");
@@ -119,7 +147,7 @@ impl Passes {
             order.endpoint == settings.endpoint && order.ca_pem == settings.ca_pem && self.options.tokens.lasts(&order.token)
         });
         if present.is_none() {
-            let order = self.order(live).await?;
+            let order = self.order(live, target).await?;
             target.executor.refresh(&order).await?;
         }
         self.refreshed.insert(attempt, Instant::now());
@@ -147,6 +175,10 @@ impl Passes {
             let warning = RunWarning { source: "trainyard".into(), message };
             self.options.store.add_run_warnings(live.workspace, &live.run, &[warning]).await?;
         }
+        self.close(live, cause).await
+    }
+
+    async fn close(&mut self, live: &LiveRun, cause: Cause) -> Result<()> {
         let ended = RunEvent::Ended { attempt: live.attempt.id, cause };
         self.options.store.apply(live.workspace, &live.run, &ended, now_us()).await?;
         self.finalize(live, live.attempt.id).await

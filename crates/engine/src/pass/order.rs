@@ -11,10 +11,13 @@ use trainyard_store::{queue::LiveRun, runs::RunRecord};
 use trainyard_wire::native::{AGENT_PROTOCOL, AttemptOrder};
 
 use super::Passes;
-use crate::container::{ContainerSettings, Login};
+use crate::{
+    container::{ContainerSettings, Login},
+    engine::Target,
+};
 
 impl Passes {
-    pub(super) async fn order(&self, live: &LiveRun) -> Result<AttemptOrder> {
+    pub(super) async fn order(&self, live: &LiveRun, target: &Target) -> Result<AttemptOrder> {
         let store = &self.options.store;
         let settings = &self.options.orders;
         let missing = |what: &str| Error::internal(format!("{what} of run {} is missing", live.run));
@@ -36,7 +39,7 @@ impl Passes {
             token_expires_on,
             definition: json(serde_json::to_value(definition))?,
             snapshot_sha256: snapshot.map(|snapshot| snapshot.digest.to_string()),
-            environments: json(serde_json::to_value(&settings.environments))?,
+            environments: json(serde_json::to_value(target.environments.as_ref().unwrap_or(&settings.environments)))?,
             containers: json(serde_json::to_value(self.containers(definition)))?,
             archive_limits: json(serde_json::to_value(settings.archive_limits))?,
             variables: self.variables(&run, definition.framework).await?,

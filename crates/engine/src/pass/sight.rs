@@ -36,6 +36,8 @@ pub(super) enum Step {
     Leave,
     /// Start an agent.
     Start,
+    /// End the attempt with this cause, then finalize it. Nothing of it was ever there.
+    Close(Cause),
     /// Tell the agent to stop, in case it does not hear the server.
     Stop,
     /// End the attempt with this cause, then finalize it. Its executor says that nothing of it is there.
@@ -72,6 +74,12 @@ pub(super) fn decide(live: &LiveRun, sight: &Sight, limits: &Limits) -> Step {
             Step::GiveUp(Cause::AgentLost { message: format!("it was started {starts} times and ended early each time") })
         }
         (Observation::NoAgent { .. }, _) => Step::Start,
+        (Observation::Pending { .. }, Desired::Run) => Step::Leave,
+        (Observation::Pending { .. }, Desired::Cancel) => Step::Stop,
+        (Observation::Over { .. }, Desired::Cancel) => Step::Close(cancelled(live)),
+        (Observation::Over { cause }, Desired::Run) => Step::Close(cause.clone()),
+        (Observation::Lost { .. }, Desired::Cancel) => Step::Fence(cancelled(live)),
+        (Observation::Lost { cause }, Desired::Run) => Step::Fence(cause.clone()),
         (Observation::Collected, _) => Step::Finalize,
     }
 }
@@ -177,6 +185,25 @@ mod tests {
         assert_eq!(seen(&live(RunState::Running, Desired::Cancel), Observation::NoAgent { starts: 1 }), Step::Start);
         let step = seen(&live(RunState::Starting, Desired::Cancel), Observation::Unknown);
         assert_eq!(step, Step::GiveUp(Cause::Cancelled { by: Some("me".into()), why: None }));
+    }
+
+    #[test]
+    fn what_waits_in_the_engines_queue_is_left_there_however_long_and_taken_out_by_a_cancel() {
+        let pending = || Observation::Pending { why: trainyard_core::plan::WaitReason { code: "Pending", message: "waits".into() } };
+        assert_eq!(after(&live(RunState::Starting, Desired::Run), pending(), (1 << 30, 0)), Step::Leave);
+        assert_eq!(after(&live(RunState::Starting, Desired::Cancel), pending(), (1 << 30, 1 << 30)), Step::Stop);
+    }
+
+    #[test]
+    fn what_never_began_is_closed_and_what_may_go_on_unseen_is_fenced() {
+        let cause = || Cause::NodeLost { message: "NODE_FAIL".into() };
+        let cancelled = || Cause::Cancelled { by: Some("me".into()), why: None };
+        let run = live(RunState::Running, Desired::Run);
+        assert_eq!(seen(&run, Observation::Lost { cause: cause() }), Step::Fence(cause()));
+        assert_eq!(seen(&live(RunState::Starting, Desired::Run), Observation::Over { cause: cause() }), Step::Close(cause()));
+        let cancel = live(RunState::Starting, Desired::Cancel);
+        assert_eq!(seen(&cancel, Observation::Lost { cause: cause() }), Step::Fence(cancelled()));
+        assert_eq!(seen(&cancel, Observation::Over { cause: cause() }), Step::Close(cancelled()));
     }
 
     #[test]

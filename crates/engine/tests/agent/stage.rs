@@ -60,6 +60,7 @@ impl Stage {
             history: History::default(),
             container: None,
             retries: RetryWish::default(),
+            slurm: Default::default(),
         };
         let identity = Identity::new();
         let world = World::new(snapshot.clone());

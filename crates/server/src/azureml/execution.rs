@@ -57,7 +57,8 @@ pub(crate) async fn start_run(
     let experiment = experiment_name(&path)?;
     let asked_id = query.get("runId").map(RunId::new).transpose().map_err(|error| error.with_target("runId"))?;
     let submission = read_submission(&state, request).await?;
-    let accepted = Accepted::parse(&state, &context, &submission).await?;
+    let mut accepted = Accepted::parse(&state, &context, &submission).await?;
+    accepted.ask_engine(&state).await?;
     let run = accept(&state, &context, (experiment, asked_id), (accepted, submission)).await?;
     Ok(Json(RunIdAnswer { run_id: run.to_string() }))
 }
@@ -143,6 +144,18 @@ impl Accepted {
         let targets: Vec<TargetRule> = state.engine.targets().iter().map(rule).collect();
         to_definition(submitted, Rules { targets: &targets, sealer: &state.sealer })
     }
+
+    /// Asks the engine of the target whether it would take the run, before anything is stored.
+    async fn ask_engine(&mut self, state: &AppState) -> Result<()> {
+        let Converted { definition, warnings, .. } = &mut self.converted;
+        let Some(target) = state.engine.target(definition.target.as_str()) else { return Ok(()) };
+        if !definition.slurm.is_empty() && target.engine != "slurm" {
+            warnings.push(format!("Slurm is not used: target `{}` does not execute runs there", target.name));
+            return Ok(());
+        }
+        warnings.extend(target.executor.check(definition).await?);
+        Ok(())
+    }
 }
 
 /// serde_json repeats the position in its text; this is the text without it.
@@ -176,7 +189,8 @@ async fn accept(
     let snapshot =
         NewSnapshot { id: Uuid::now_v7(), digest: stored.digest, size_bytes: i64::try_from(stored.size).map_err(Error::internal)? };
     let target = accepted.converted.definition.target.clone();
-    let mut record = record(context, &experiment, id.clone(), accepted);
+    let engine = state.engine.target(target.as_str()).map_or("local", |target| target.engine);
+    let mut record = record((context, engine), &experiment, id.clone(), accepted);
     if let Some(parent) = parent {
         record.root = parent.root;
         record.parent = Some(parent.id);
@@ -244,14 +258,14 @@ fn generated_id(experiment: &ExperimentName, now_us: i64) -> Result<RunId> {
     RunId::new(format!("{head}_{}_{}", now_us / 1_000_000, &random[..8]))
 }
 
-fn record(context: &Context, experiment: &Experiment, id: RunId, accepted: Accepted) -> RunRecord {
+fn record((context, engine): (&Context, &str), experiment: &Experiment, id: RunId, accepted: Accepted) -> RunRecord {
     let Accepted { envelope, converted } = accepted;
     let Converted { definition, warnings, document } = converted;
     let warnings = warnings.into_iter().map(|message| RunWarning { source: "submission".into(), message }).collect();
     let mut properties: BTreeMap<String, Option<String>> = envelope.properties;
     // azureml-wire F.5. `ContentSnapshotId` is left to the client: the SDK writes its own right after submitting, and a property is immutable once written.
     for (key, value) in [
-        ("_azureml.ComputeTargetType", "local"),
+        ("_azureml.ComputeTargetType", engine),
         ("ProcessInfoFile", "azureml-logs/process_info.json"),
         ("ProcessStatusFile", "azureml-logs/process_status.json"),
     ] {

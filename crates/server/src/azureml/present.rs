@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use trainyard_core::{
     Result,
     ids::{ComputeName, RunId},
-    plan::{AHEAD_COUNTED, Backoff, WaitFacts, waiting},
+    plan::{AHEAD_COUNTED, Backoff, WaitFacts, WaitReason, waiting},
     run::{Cause, Desired, Ownership, RunState},
 };
 use trainyard_store::{Page, runs::RunRecord};
@@ -92,6 +92,12 @@ impl<'a> Presenter<'a> {
 
     /// Why a run waits; nothing for one that does not.
     async fn queueing(&mut self, run: &RunRecord) -> Result<Option<QueueingInfo>> {
+        // It has an attempt, which waits in the queue of its engine.
+        if run.state == RunState::Starting
+            && let Some(reason) = run.attempt.and_then(|attempt| self.state.engine.wait(attempt))
+        {
+            return Ok(Some(self.info(reason)));
+        }
         if run.ownership != Ownership::Managed || run.state != RunState::Queued || run.desired == Desired::Cancel {
             return Ok(None);
         }
@@ -105,11 +111,15 @@ impl<'a> Presenter<'a> {
             backoff: backoff(run, self.context.now_us),
             target,
         });
-        Ok(Some(QueueingInfo {
+        Ok(Some(self.info(reason)))
+    }
+
+    fn info(&self, reason: WaitReason) -> QueueingInfo {
+        QueueingInfo {
             code: reason.code.to_owned(),
             message: reason.message,
             last_refresh_timestamp: UtcTime::from_microseconds(self.context.now_us),
-        }))
+        }
     }
 
     async fn drained(&mut self) -> Result<bool> {

@@ -201,6 +201,7 @@ async fn take(state: &AppState, agent: &AgentContext, report: Report) -> Result<
             state.engine.end_preparation(attempt);
             let cause: Cause =
                 serde_json::from_value(cause).map_err(|error| Error::invalid(format!("the cause cannot be read: {error}")))?;
+            let cause = explained(state, agent, cause).await?;
             apply(state, agent, RunEvent::Ended { attempt, cause }).await
         }
         Report::Collected { warnings } => {
@@ -208,6 +209,22 @@ async fn take(state: &AppState, agent: &AgentContext, report: Report) -> Result<
             let attempt = (agent.workspace, &agent.run, agent.attempt);
             trainyard_engine::finalize::finalize(&state.store, &state.engine, attempt, now_us()).await
         }
+    }
+}
+
+/// What really ended an attempt whose agent can only say that it was told to end.
+async fn explained(state: &AppState, agent: &AgentContext, cause: Cause) -> Result<Cause> {
+    if !cause.wants_explanation() {
+        return Ok(cause);
+    }
+    let run = agent.live_run(state).await?;
+    if run.desired == Desired::Cancel {
+        // Whoever told it did so because of that.
+        return Ok(Cause::Cancelled { by: run.cancelled_by, why: run.cancel_reason });
+    }
+    match run.target.as_deref() {
+        Some(target) => Ok(state.engine.explain((target, agent.attempt), cause).await),
+        None => Ok(cause),
     }
 }
 

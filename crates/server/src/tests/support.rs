@@ -216,6 +216,7 @@ async fn stopped_engine(dir: &Path, store: &Store, (tokens, sealer): (&Tokens, &
         slots,
         engine: "local",
         retries: NO_RETRY,
+        environments: None,
         executor: Arc::new(Nowhere),
         containers: TargetContainers::default(),
     };

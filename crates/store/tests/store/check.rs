@@ -113,6 +113,7 @@ fn definition() -> Definition {
         history: History::default(),
         container: None,
         retries: RetryWish::default(),
+        slurm: Default::default(),
     }
 }
 

@@ -102,7 +102,8 @@ store_suite! {
         filters_mean_what_core_says,
         the_filters_of_the_sdk_find_their_runs;
     queue:
-        heads_are_in_queue_order_and_as_long_as_the_free_slots,
+        heads_have_the_first_runs_of_every_share,
+        shares_are_told_apart_by_user_and_experiment,
         busy_slots_and_runs_in_execution_follow_the_state,
         runs_ahead_counts_up_to_the_limit;
     registered_environments:

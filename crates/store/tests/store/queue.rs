@@ -28,17 +28,38 @@ async fn queue(bench: &Bench) -> Place {
     place
 }
 
-pub(crate) async fn heads_are_in_queue_order_and_as_long_as_the_free_slots(bench: &Bench) {
-    queue(bench).await;
-    let asked = [(target("cpu-cluster"), 4), (target("gpu"), 0), (target("unknown"), 3)];
+pub(crate) async fn heads_have_the_first_runs_of_every_share(bench: &Bench) {
+    let place = queue(bench).await;
+    let asked = [(target("cpu-cluster"), 2), (target("gpu"), 0), (target("unknown"), 3)];
     let heads = bench.store.queue_heads(&asked, NOW).await.expect("heads");
     assert_eq!(heads.len(), 1);
     assert_eq!(heads[0].0, target("cpu-cluster"));
-    let ids: Vec<&str> = heads[0].1.iter().map(|queued| queued.run.as_str()).collect();
-    assert_eq!(ids, ["first", "second", "third", "fourth-a"]);
+    let of = |workspace| {
+        let of = heads[0].1.iter().filter(move |queued| (queued.share.workspace == place.workspace) == workspace);
+        of.map(|queued| queued.run.as_str()).collect::<Vec<_>>()
+    };
+    assert_eq!(of(true), ["first", "third"], "as many as could get a slot, in their order");
+    assert_eq!(of(false), ["second"], "another share's runs do not hide it");
     let heads = bench.store.queue_heads(&[(target("gpu"), 9), (target("cpu-cluster"), 1)], NOW).await.expect("heads");
     let heads: Vec<(&str, usize)> = heads.iter().map(|(target, queue)| (target.as_str(), queue.len())).collect();
-    assert_eq!(heads, [("gpu", 1), ("cpu-cluster", 1)]);
+    assert_eq!(heads, [("gpu", 1), ("cpu-cluster", 2)]);
+}
+
+pub(crate) async fn shares_are_told_apart_by_user_and_experiment(bench: &Bench) {
+    let place = bench.place().await;
+    let by = |user: &str, id: &str| place.run_with(id, |run| run.created_by = serde_json::json!({ "userName": user }));
+    for (user, id) in [("ann", "a1"), ("ann", "a2"), ("bob", "b1")] {
+        bench.store_run(by(user, id)).await;
+    }
+    let heads = bench.store.queue_heads(&[(target("cpu-cluster"), 1)], NOW).await.expect("heads");
+    let ids: Vec<&str> = heads[0].1.iter().map(|queued| queued.run.as_str()).collect();
+    assert_eq!(ids, ["a1", "b1"]);
+
+    let run = bench.store.run(place.workspace, &crate::fixtures::run_id("b1")).await.expect("a read").expect("there");
+    bench.change(&run, RunEvent::Admitted { attempt: AttemptId(Uuid::new_v4()) }, NOW).await;
+    let busy = bench.store.busy_shares().await.expect("counts");
+    let held: Vec<_> = busy[&target("cpu-cluster")].iter().map(|(share, count)| (share.user.contains("bob"), *count)).collect();
+    assert_eq!(held, [(true, 1)]);
 }
 
 pub(crate) async fn busy_slots_and_runs_in_execution_follow_the_state(bench: &Bench) {

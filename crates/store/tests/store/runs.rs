@@ -27,6 +27,7 @@ fn definition() -> Definition {
         history: History::default(),
         container: None,
         retries: RetryWish::default(),
+        slurm: Default::default(),
     }
 }
 

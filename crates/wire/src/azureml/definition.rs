@@ -14,7 +14,7 @@ use super::{
     sections::{
         AiSuperComputerSection, AmlComputeSection, ApplicationEndpoint, Cmk8sSection, Command, Communicator, ContainerInstanceSection,
         Framework, HdiSection, HistorySection, IdentitySection, KubernetesSection, MpiSection, ParallelTaskSection, PyTorchSection,
-        RetriesSection, ReturnCodeSection, RunDockerSection, SparkSection, TensorflowSection,
+        RetriesSection, ReturnCodeSection, RunDockerSection, SlurmSection, SparkSection, TensorflowSection,
     },
 };
 use crate::json::object;
@@ -56,6 +56,8 @@ object! {
         "priority" priority: Option<i64> = None,
         /// How often the run is tried again; a word of this server, which the service does not know.
         "retries" retries: Option<RetriesSection> = None,
+        /// What the run asks of Slurm; a word of this server, too.
+        "slurm" slurm: Option<SlurmSection> = None,
         /// Whether the run acts as its submitter.
         "credentialPassthrough" credential_passthrough: bool = false,
         /// As whom the run acts.

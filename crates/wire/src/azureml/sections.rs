@@ -155,6 +155,30 @@ object! {
 }
 
 object! {
+    /// `Slurm`: what the run asks of Slurm where its target is one; what is left out is the target's.
+    pub struct SlurmSection {
+        /// `--partition`.
+        "partition" partition: Option<String> = None,
+        /// `--account`.
+        "account" account: Option<String> = None,
+        /// `--qos`.
+        "qos" qos: Option<String> = None,
+        /// `--time`, as Slurm writes it.
+        "timeLimit" time_limit: Option<String> = None,
+        /// `--gres`.
+        "gres" gres: Option<String> = None,
+        /// `--mem`.
+        "memory" memory: Option<String> = None,
+        /// `--cpus-per-task`.
+        "cpus" cpus: Option<i64> = None,
+        /// `--constraint`.
+        "constraint" constraint: Option<String> = None,
+        /// Further options of `sbatch`, after the target's.
+        "arguments" arguments: Vec<String> = Vec::new(),
+    }
+}
+
+object! {
     /// `history`: what is kept of the working directory.
     pub struct HistorySection {
         /// Whether `outputs/` is collected.

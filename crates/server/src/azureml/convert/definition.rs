@@ -13,6 +13,7 @@ use trainyard_core::{
     Error, Result,
     definition::{self, Definition, Entry, History},
     run::RetryWish,
+    slurm::SlurmWish,
 };
 use trainyard_wire::{
     azureml::{
@@ -90,6 +91,7 @@ pub(crate) fn to_definition(submitted: &SubmittedConfiguration, rules: Rules<'_>
         priority: asked.priority.unwrap_or(0),
         history: history(asked, places)?,
         retries: retries(asked, places)?,
+        slurm: slurm(asked, places)?,
     };
     Ok(Converted { document: document(asked, &definition)?, definition, warnings })
 }
@@ -226,6 +228,38 @@ fn retries(asked: &RunConfiguration, places: Places<'_>) -> Result<RetryWish> {
     })
 }
 
+/// What Slurm itself says to it, it is asked later.
+fn slurm(asked: &RunConfiguration, places: Places<'_>) -> Result<SlurmWish> {
+    let Some(section) = &asked.slurm else { return Ok(SlurmWish::default()) };
+    if let Some(name) = section.rest.keys().next() {
+        let known = "expected Partition, Account, Qos, TimeLimit, Gres, Memory, Cpus, Constraint or Arguments";
+        return Err(places.invalid("Slurm", format!(" has the property `{}`: {known}", name.escape_debug())));
+    }
+    let cpus = match section.cpus.map(u32::try_from) {
+        Some(Ok(cpus)) => Some(cpus),
+        Some(Err(_)) => {
+            return Err(places.invalid("Slurm.Cpus", format!(" = {} is not possible: it must be at least 1", section.cpus.unwrap_or(0))));
+        }
+        None => None,
+    };
+    let wish = SlurmWish {
+        partition: section.partition.clone(),
+        account: section.account.clone(),
+        qos: section.qos.clone(),
+        time_limit: section.time_limit.clone(),
+        gres: section.gres.clone(),
+        memory: section.memory.clone(),
+        cpus,
+        constraint: section.constraint.clone(),
+        arguments: section.arguments.clone(),
+    };
+    wish.check().map_err(|error| {
+        let property = format!("Slurm.{}", error.target().unwrap_or_default());
+        places.invalid(&property, format!(" = {}", error.message()))
+    })?;
+    Ok(wish)
+}
+
 fn history(asked: &RunConfiguration, places: Places<'_>) -> Result<History> {
     let mut directories_to_watch: Vec<String> = Vec::new();
     for (index, folder) in asked.history.directories_to_watch.iter().enumerate() {
@@ -248,8 +282,10 @@ fn document(asked: &RunConfiguration, definition: &Definition) -> Result<Value> 
     let mut document = serde_json::to_value(&shown).map_err(Error::internal)?;
     // Words of our own: shown to those who use them.
     if let Some(document) = document.as_object_mut() {
-        if asked.retries.is_none() {
-            document.remove("retries");
+        for (word, used) in [("retries", asked.retries.is_some()), ("slurm", asked.slurm.is_some())] {
+            if !used {
+                document.remove(word);
+            }
         }
         if let Some(environment) = &shown.environment {
             document.insert("environment".to_owned(), environment.document());

@@ -377,6 +377,7 @@ pub(crate) mod tests {
             history: History::default(),
             container: None,
             retries: RetryWish::default(),
+            slurm: Default::default(),
         };
         RunRecord {
             ownership: Ownership::Managed,

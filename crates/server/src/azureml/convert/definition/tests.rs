@@ -58,6 +58,7 @@ fn the_founding_definition_becomes_what_it_says() {
         history: History { output_collection: true, directories_to_watch: vec!["logs".into()] },
         container: None,
         retries: RetryWish::default(),
+        slurm: Default::default(),
     };
     assert_eq!(converted.definition, expected);
     assert_eq!(

@@ -1,0 +1,371 @@
+//! The sections of the configuration and their defaults.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use serde::Deserialize;
+use trainyard_core::{container::ContainerPolicy, run::RetryPolicy, slurm::SlurmWish};
+use trainyard_engine::{
+    container::EngineChoice,
+    environment::{EnvironmentSettings, PythonFallback},
+    executor::{
+        local::gpus::{Gpu, GpuRule},
+        slurm::SlurmSettings,
+    },
+};
+
+/// `[server]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub struct ServerSection {
+    /// See [`KEYS`](super::KEYS).
+    pub listen: String,
+    /// See [`KEYS`](super::KEYS).
+    pub public_url: Option<url::Url>,
+    /// See [`KEYS`](super::KEYS).
+    pub agent_url: Option<url::Url>,
+    /// See [`KEYS`](super::KEYS).
+    pub tls_cert: Option<PathBuf>,
+    /// See [`KEYS`](super::KEYS).
+    pub tls_key: Option<PathBuf>,
+    /// See [`KEYS`](super::KEYS).
+    pub region: String,
+    /// See [`KEYS`](super::KEYS).
+    pub max_upload_bytes: u64,
+    /// See [`KEYS`](super::KEYS).
+    pub max_definition_bytes: u64,
+    /// See [`KEYS`](super::KEYS).
+    pub max_unpacked_bytes: u64,
+    /// See [`KEYS`](super::KEYS).
+    pub max_archive_files: usize,
+    /// See [`KEYS`](super::KEYS).
+    pub max_archive_ratio: u64,
+    /// See [`KEYS`](super::KEYS).
+    pub cancel_grace_seconds: u64,
+    /// See [`KEYS`](super::KEYS).
+    pub heartbeat_limit_seconds: u64,
+    /// See [`KEYS`](super::KEYS).
+    pub silence_limit_seconds: u64,
+    /// See [`KEYS`](super::KEYS).
+    pub spool_limit_bytes: u64,
+}
+
+impl Default for ServerSection {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:8443".into(),
+            public_url: None,
+            agent_url: None,
+            tls_cert: None,
+            tls_key: None,
+            region: "local".into(),
+            max_upload_bytes: 300 << 20,
+            max_definition_bytes: 1 << 20,
+            max_unpacked_bytes: 300 << 20,
+            max_archive_files: 20_000,
+            max_archive_ratio: 200,
+            cancel_grace_seconds: 10,
+            heartbeat_limit_seconds: 30,
+            silence_limit_seconds: 86_400,
+            spool_limit_bytes: 1 << 30,
+        }
+    }
+}
+
+/// `[store]`
+#[derive(Clone, Deserialize)]
+#[serde(default)]
+pub struct StoreSection {
+    /// See [`KEYS`](super::KEYS).
+    pub database: String,
+    /// See [`KEYS`](super::KEYS).
+    pub blobs: String,
+}
+
+impl Default for StoreSection {
+    fn default() -> Self {
+        Self { database: "sqlite".into(), blobs: "file".into() }
+    }
+}
+
+impl std::fmt::Debug for StoreSection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The database's URL may hold a password.
+        let database = self.database.split_once("://").map_or(self.database.as_str(), |(scheme, _)| scheme);
+        f.debug_struct("StoreSection").field("database", &database).field("blobs", &self.blobs).finish()
+    }
+}
+
+/// `[environments]`
+#[derive(Clone, Deserialize)]
+#[serde(default)]
+pub struct EnvironmentsSection {
+    /// See [`KEYS`](super::KEYS).
+    pub cache_dir: Option<PathBuf>,
+    /// See [`KEYS`](super::KEYS).
+    pub python_fallback: PythonFallback,
+    /// See [`KEYS`](super::KEYS).
+    pub conda_channels: Vec<String>,
+    /// See [`KEYS`](super::KEYS).
+    pub conda_channel_alias: String,
+    /// See [`KEYS`](super::KEYS).
+    pub conda_credentials: BTreeMap<String, String>,
+    /// See [`KEYS`](super::KEYS).
+    pub index_url: Option<String>,
+    /// See [`KEYS`](super::KEYS).
+    pub offline: bool,
+    /// See [`KEYS`](super::KEYS).
+    pub max_bytes: u64,
+    /// See [`KEYS`](super::KEYS).
+    pub build_limit_seconds: u64,
+}
+
+impl Default for EnvironmentsSection {
+    fn default() -> Self {
+        let EnvironmentSettings {
+            python_fallback,
+            conda_channels,
+            conda_channel_alias,
+            index_url,
+            offline,
+            max_bytes,
+            build_limit_seconds,
+            ..
+        } = EnvironmentSettings::default();
+        Self {
+            cache_dir: None,
+            python_fallback,
+            conda_channels,
+            conda_channel_alias,
+            conda_credentials: BTreeMap::new(),
+            index_url,
+            offline,
+            max_bytes,
+            build_limit_seconds,
+        }
+    }
+}
+
+impl std::fmt::Debug for EnvironmentsSection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The index's URL may hold credentials.
+        f.debug_struct("EnvironmentsSection").field("cache_dir", &self.cache_dir).field("offline", &self.offline).finish_non_exhaustive()
+    }
+}
+
+/// `[compute.NAME]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub struct ComputeSection {
+    /// See [`KEYS`](super::KEYS).
+    pub engine: Engine,
+    /// See [`KEYS`](super::KEYS).
+    pub slots: Option<u32>,
+    /// See [`KEYS`](super::KEYS).
+    pub retries: u32,
+    /// See [`KEYS`](super::KEYS).
+    pub user_retries: u32,
+    /// See [`KEYS`](super::KEYS).
+    pub retry_backoff_seconds: u64,
+    /// See [`KEYS`](super::KEYS).
+    pub containers: ContainerPolicy,
+    /// See [`KEYS`](super::KEYS).
+    pub container_engine: EngineChoice,
+    /// See [`KEYS`](super::KEYS).
+    pub container_runtime: Option<String>,
+    /// See [`KEYS`](super::KEYS).
+    pub container_ulimits: Vec<String>,
+    /// See [`KEYS`](super::KEYS).
+    pub container_arguments: Vec<String>,
+    /// See [`KEYS`](super::KEYS).
+    pub container_volumes: Vec<String>,
+    pub gpus: String,
+    /// See [`KEYS`](super::KEYS).
+    pub gpus_per_run: u32,
+    /// See [`KEYS`](super::KEYS).
+    pub shared_dir: Option<PathBuf>,
+    /// See [`KEYS`](super::KEYS).
+    pub partition: Option<String>,
+    /// See [`KEYS`](super::KEYS).
+    pub account: Option<String>,
+    /// See [`KEYS`](super::KEYS).
+    pub qos: Option<String>,
+    /// See [`KEYS`](super::KEYS).
+    pub time_limit: Option<String>,
+    /// See [`KEYS`](super::KEYS).
+    pub gres: Option<String>,
+    /// See [`KEYS`](super::KEYS).
+    pub memory: Option<String>,
+    /// See [`KEYS`](super::KEYS).
+    pub cpus: Option<u32>,
+    /// See [`KEYS`](super::KEYS).
+    pub constraint: Option<String>,
+    /// See [`KEYS`](super::KEYS).
+    pub sbatch_arguments: Vec<String>,
+    /// See [`KEYS`](super::KEYS).
+    pub slurm_bin: Option<PathBuf>,
+    /// See [`KEYS`](super::KEYS).
+    pub ssh: Option<String>,
+}
+
+impl Default for ComputeSection {
+    fn default() -> Self {
+        let rule = RetryPolicy::default();
+        Self {
+            engine: Engine::Local,
+            slots: None,
+            retries: rule.infrastructure,
+            user_retries: rule.user_code,
+            retry_backoff_seconds: rule.backoff_seconds,
+            containers: ContainerPolicy::default(),
+            container_engine: EngineChoice::default(),
+            container_runtime: None,
+            container_ulimits: Vec::new(),
+            container_arguments: Vec::new(),
+            container_volumes: Vec::new(),
+            gpus: NO_GPUS.into(),
+            gpus_per_run: 1,
+            shared_dir: None,
+            partition: None,
+            account: None,
+            qos: None,
+            time_limit: None,
+            gres: None,
+            memory: None,
+            cpus: None,
+            constraint: None,
+            sbatch_arguments: Vec::new(),
+            slurm_bin: None,
+            ssh: None,
+        }
+    }
+}
+
+/// `[registry.NAME]`
+#[derive(Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegistrySection {
+    /// See [`KEYS`](super::KEYS).
+    pub username: String,
+    /// See [`KEYS`](super::KEYS).
+    pub password: String,
+}
+
+impl std::fmt::Debug for RegistrySection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RegistrySection").field("username", &self.username).finish_non_exhaustive()
+    }
+}
+
+/// `gpus` of a target that gives none away.
+const NO_GPUS: &str = "none";
+
+/// Runs of one target that may be in Slurm at once, unless the configuration says otherwise: most clusters take some thousands of a user.
+pub(super) const SLURM_SLOTS: u32 = 1000;
+
+impl ComputeSection {
+    /// How many runs at once.
+    pub fn slots(&self) -> u32 {
+        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        self.slots.unwrap_or_else(|| match self.engine {
+            Engine::Local => u32::try_from(cores()).unwrap_or(u32::MAX),
+            Engine::Slurm => SLURM_SLOTS,
+        })
+    }
+
+    /// What its runs ask of Slurm, unless they say otherwise.
+    pub fn slurm_wish(&self) -> SlurmWish {
+        SlurmWish {
+            partition: self.partition.clone(),
+            account: self.account.clone(),
+            qos: self.qos.clone(),
+            time_limit: self.time_limit.clone(),
+            gres: self.gres.clone(),
+            memory: self.memory.clone(),
+            cpus: self.cpus,
+            constraint: self.constraint.clone(),
+            arguments: self.sbatch_arguments.clone(),
+        }
+    }
+
+    /// How its cluster is reached; `None`: it is not on Slurm.
+    pub fn slurm(&self) -> Option<SlurmSettings> {
+        let shared_dir = self.shared_dir.clone().filter(|_| self.engine == Engine::Slurm)?;
+        Some(SlurmSettings { shared_dir, slurm_bin: self.slurm_bin.clone(), ssh: self.ssh.clone() })
+    }
+
+    /// Which of the machine's GPUs its runs get; `None`: none.
+    ///
+    /// # Errors
+    /// When it names some that are not there, or fewer than a run is to get.
+    pub fn gpu_rule(&self, present: &[Gpu]) -> Result<Option<GpuRule>> {
+        let Some(named) = self.named_gpus()? else { return Ok(None) };
+        let there: Vec<u32> = present.iter().map(|gpu| gpu.index).collect();
+        if let Some(missing) = named.iter().find(|index| !there.contains(index)) {
+            bail!("`gpus` names GPU {missing}, and this machine has {there:?}");
+        }
+        let devices = if named.is_empty() { there } else { named };
+        if devices.len() < self.gpus_per_run as usize {
+            bail!("`gpus_per_run` is {}, and the target has {} GPUs", self.gpus_per_run, devices.len());
+        }
+        Ok(Some(GpuRule { devices, per_run: self.gpus_per_run }))
+    }
+
+    /// The numbers in `gpus`; an empty list: all of them. `None`: the target gives none away.
+    pub fn named_gpus(&self) -> Result<Option<Vec<u32>>> {
+        match self.gpus.trim() {
+            NO_GPUS => Ok(None),
+            "all" => Ok(Some(Vec::new())),
+            list => {
+                let numbers: Option<Vec<u32>> = list.split(',').map(|number| number.trim().parse().ok()).collect();
+                match numbers {
+                    Some(mut numbers) => {
+                        numbers.sort_unstable();
+                        numbers.dedup();
+                        Ok(Some(numbers))
+                    }
+                    None => bail!("`gpus` is `{list}`: expected `none`, `all`, or numbers such as `0,1`"),
+                }
+            }
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        if self.gpus_per_run == 0 {
+            bail!("`gpus_per_run` is 0: it must be at least 1");
+        }
+        let gives_gpus = self.named_gpus()?.is_some();
+        if gives_gpus && self.engine != Engine::Local {
+            bail!("`gpus` is for `engine = \"local\"` only; with Slurm say `gres`");
+        }
+        let wish = self.slurm_wish();
+        match self.engine {
+            Engine::Local => {
+                if !wish.is_empty() || self.shared_dir.is_some() || self.slurm_bin.is_some() || self.ssh.is_some() {
+                    bail!("it has keys that are for Slurm only, and `engine` is not \"slurm\"");
+                }
+            }
+            Engine::Slurm => {
+                let Some(shared) = &self.shared_dir else { bail!("`engine` is \"slurm\" and `shared_dir` is missing") };
+                if !shared.is_absolute() {
+                    bail!("`shared_dir` is `{}`: it must be an absolute path", shared.display());
+                }
+                if self.ssh.as_deref().is_some_and(|login| login.is_empty() || login.starts_with('-')) {
+                    bail!("`ssh` must be `user@host`, a host, or a name in the configuration of ssh");
+                }
+                wish.check().map_err(|error| anyhow::anyhow!("{}: {error}", error.target().unwrap_or_default()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What executes the runs of a compute target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// Processes on the server's machine.
+    Local,
+    /// Jobs of a Slurm cluster.
+    Slurm,
+}

@@ -1,0 +1,261 @@
+//! Hands an attempt to Slurm: folder, order, script, intent, then `sbatch`, some of them at once and none in the way of a pass.
+//!
+//! Between the intent and the noted answer nobody knows whether there is a job. Then Slurm is asked for one of that name before another one is
+//! submitted, and should there be two all the same, the script of the second finds the claim of the first and leaves.
+
+use std::{
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use sha2::{Digest as _, Sha256};
+use trainyard_core::{Error, ErrorKind, Result, definition::Definition, ids::AttemptId, run::Cause, slurm::SlurmWish};
+use trainyard_wire::native::AttemptOrder;
+
+use super::{
+    CLOSING, Inner,
+    ending::JOB_LOG,
+    jobs::{CLAIM, INTENT, JOB, Phase},
+    parse::NAME_PREFIX,
+    tools::{Failure, quoted},
+};
+use crate::{
+    agent::folder::AttemptFolder,
+    executor::{Executor as _, Observation},
+    trust::{Access, replace_file},
+};
+
+/// What every job is like: one agent on one node, started at most once.
+pub(super) const SHAPE: &[&str] = &["--nodes=1", "--ntasks=1", "--no-requeue"];
+
+/// How long `sbatch` may take. Longer than Slurm's own patience, so that its answer is heard.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// After which Slurm is asked again to take what it does not take now.
+const HOLD: Duration = Duration::from_secs(10);
+
+/// Starts what the attempt of `order` lacks: its job, or an agent on this machine that closes the books of a job that is over.
+pub(super) async fn submit(inner: &Arc<Inner>, order: &AttemptOrder) -> Result<()> {
+    let attempt = AttemptId(order.attempt);
+    let folder = inner.folder(attempt);
+    match inner.observe(attempt) {
+        Observation::Unknown => {}
+        Observation::NoAgent { .. } if folder.verdict().is_some() => return close(inner, order).await,
+        Observation::NoAgent { .. } => {}
+        Observation::Pending { .. } | Observation::Alive | Observation::Over { .. } | Observation::Lost { .. } | Observation::Collected => {
+            return Ok(());
+        }
+    }
+    if !inner.jobs.begin_sending(attempt) {
+        return Ok(());
+    }
+    let prepared = prepare(inner, order).await;
+    let arguments = match prepared {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            inner.jobs.forget(attempt);
+            return Err(error);
+        }
+    };
+    let (inner, run) = (Arc::clone(inner), order.run_id.clone());
+    tokio::spawn(async move {
+        let Ok(_turn) = inner.sending.acquire().await else { return };
+        let phase = send(&inner, (attempt, &run), &arguments).await;
+        inner.jobs.set(attempt, phase);
+    });
+    Ok(())
+}
+
+/// Starts an agent on this machine that reads from the folder what happened. Some at once: the rest is for later passes.
+async fn close(inner: &Inner, order: &AttemptOrder) -> Result<()> {
+    if inner.local.children() < CLOSING { inner.local.submit(order).await } else { Ok(()) }
+}
+
+/// Writes everything that the job will need, the intent last. Gives the arguments of `sbatch`.
+async fn prepare(inner: &Inner, order: &AttemptOrder) -> Result<Vec<String>> {
+    let attempt = AttemptId(order.attempt);
+    let folder = inner.folder(attempt);
+    let definition: Definition = serde_json::from_value(order.definition.clone()).map_err(Error::internal)?;
+    let program = inner.staged_program().await?;
+    let path = folder.path();
+    folder.create().map_err(|error| io_error("the folder of the attempt cannot be made", path, error))?;
+    trainyard_store::fail_point!("executor.folder_made");
+    folder.write_order(order).map_err(|error| io_error("the order of the attempt cannot be written", path, error))?;
+    trainyard_store::fail_point!("executor.order_written");
+    let script_path = path.join("slurm.sh");
+    replace_file(&script_path, script(path, program).as_bytes(), Access::Owner)?;
+    replace_file(&path.join(INTENT), b"", Access::Owner)?;
+    trainyard_store::fail_point!("executor.start_counted");
+    Ok(arguments(attempt, path, &inner.wish(&definition)))
+}
+
+fn arguments(attempt: AttemptId, folder: &Path, wish: &SlurmWish) -> Vec<String> {
+    let folder = folder.display();
+    let mut arguments = vec!["--parsable".to_owned(), format!("--job-name={NAME_PREFIX}{attempt}")];
+    arguments.extend(SHAPE.iter().map(|word| (*word).to_owned()));
+    arguments.extend([
+        "--open-mode=append".to_owned(),
+        format!("--output={folder}/{JOB_LOG}"),
+        format!("--chdir={folder}"),
+        "--export=ALL".to_owned(),
+    ]);
+    arguments.extend(wish.options());
+    arguments.push(format!("{folder}/slurm.sh"));
+    arguments
+}
+
+/// The script of a job. The shell makes the claim's file only if it is not there, in one step.
+fn script(folder: &Path, program: &Path) -> String {
+    let (claim, folder) = (quoted(&folder.join(CLAIM).to_string_lossy()), quoted(&folder.to_string_lossy()));
+    let program = quoted(&program.to_string_lossy());
+    format!(
+        "#!/bin/sh\n\
+         # One job of this name may begin.\n\
+         claim={claim}\n\
+         if ! (umask 077 && set -C && echo \"$SLURM_JOB_ID\" >\"$claim\") 2>/dev/null && [ \"$(cat \"$claim\")\" != \"$SLURM_JOB_ID\" ]; then\n\
+         \x20   echo \"job $(cat \"$claim\") has this attempt\" >&2\n\
+         \x20   exit 0\n\
+         fi\n\
+         exec {program} agent --attempt-dir {folder}\n"
+    )
+}
+
+/// Calls `sbatch` and notes what it answered.
+async fn send(inner: &Inner, (attempt, run): (AttemptId, &str), arguments: &[String]) -> Phase {
+    let folder = inner.folder(attempt);
+    match inner.tools.run("sbatch", arguments, PATIENCE).await {
+        Ok(printed) => {
+            trainyard_store::fail_point!("executor.agent_started");
+            // `ID` or `ID;CLUSTER`.
+            let Some(id) = printed.text.trim().split(';').next().and_then(|id| id.parse::<u64>().ok()) else {
+                return Phase::Unsure { since: Instant::now(), words: format!("sbatch answered `{}`", printed.text.trim()) };
+            };
+            note_job(&folder, id);
+            tracing::info!(run, %attempt, job = id, "job submitted");
+            Phase::Known { id, since: Instant::now() }
+        }
+        Err(Failure::NoAnswer(words)) => {
+            tracing::warn!(run, %attempt, words, "sbatch had no answer; looking for the job by its name");
+            Phase::Unsure { since: Instant::now(), words }
+        }
+        Err(Failure::Refused(words)) if is_for_now(&words) => {
+            tracing::info!(run, %attempt, words, "Slurm does not take a job now");
+            Phase::Held { until: Instant::now() + HOLD, words }
+        }
+        Err(Failure::Refused(words)) => {
+            tracing::warn!(run, %attempt, words, "Slurm refused a job");
+            Phase::Refused(Cause::StartFailed { message: format!("Slurm does not take the job: {words}"), by_definition: true })
+        }
+    }
+}
+
+/// Notes which job it is. Without the note it is found by its name after a restart.
+pub(super) fn note_job(folder: &AttemptFolder, id: u64) {
+    let noted = replace_file(&folder.path().join(JOB), id.to_string().as_bytes(), Access::Owner);
+    if let Err(error) = noted {
+        tracing::warn!(error = error.chain(), job = id, "the id of a job cannot be noted");
+    }
+    if folder.starts() == 0
+        && let Err(error) = folder.count_start()
+    {
+        tracing::warn!(%error, job = id, "the start of an agent cannot be counted");
+    }
+}
+
+/// Whether a refusal holds only as long as so much is in use.
+pub(super) fn is_for_now(words: &str) -> bool {
+    let words = words.to_lowercase();
+    let phrases = [
+        "job violates accounting/qos policy",
+        "job limit",
+        "maximum number of jobs",
+        "submit limit",
+        "slurm_persist",
+        "reservation is not",
+    ];
+    phrases.iter().any(|phrase| words.contains(phrase))
+}
+
+impl Inner {
+    /// The copy of this program that nodes start, named by its content: a new version of the server does not change what waits in the queue.
+    async fn staged_program(&self) -> Result<&Path> {
+        let staged = self.staged.get_or_try_init(|| async {
+            let (binary, programs) = (self.binary.clone(), self.programs.clone());
+            tokio::task::spawn_blocking(move || stage(&binary, &programs)).await.map_err(Error::internal)?
+        });
+        staged.await.map(PathBuf::as_path)
+    }
+}
+
+fn stage(binary: &Path, programs: &Path) -> Result<PathBuf> {
+    let failed = |error| io_error("this program cannot be copied for the nodes to", programs, error);
+    let content = std::fs::read(binary).map_err(failed)?;
+    let digest = hex::encode(Sha256::digest(&content));
+    let path = programs.join(format!("trainyard-{}", &digest[..16]));
+    if std::fs::metadata(&path).is_ok_and(|meta| meta.len() == content.len() as u64) {
+        return Ok(path);
+    }
+    // Through a name of its own: a node must never start half a program.
+    let staged = programs.join(format!(".trainyard-{}.tmp", uuid::Uuid::new_v4().simple()));
+    std::fs::write(&staged, &content).map_err(failed)?;
+    std::fs::set_permissions(&staged, std::fs::Permissions::from_mode(0o755)).map_err(failed)?;
+    std::fs::File::open(&staged).and_then(|file| file.sync_all()).map_err(failed)?;
+    std::fs::rename(&staged, &path).map_err(failed)?;
+    Ok(path)
+}
+
+pub(super) fn io_error(what: &str, path: &Path, error: std::io::Error) -> Error {
+    let kind = match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ErrorKind::StorageFull,
+        _ => ErrorKind::Internal,
+    };
+    Error::new(kind, format!("{what} {}", path.display())).with_source(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(script: &Path, job: &str) -> std::process::Output {
+        std::process::Command::new("sh").arg(script).env("SLURM_JOB_ID", job).output().unwrap()
+    }
+
+    #[test]
+    fn of_two_jobs_with_one_name_one_begins() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("it's an attempt");
+        std::fs::create_dir(&folder).unwrap();
+        let path = folder.join("slurm.sh");
+        std::fs::write(&path, script(&folder, Path::new("/bin/echo"))).unwrap();
+        let first = run(&path, "17");
+        assert_eq!(String::from_utf8_lossy(&first.stdout), format!("agent --attempt-dir {}\n", folder.display()));
+        let second = run(&path, "18");
+        assert!(second.status.success() && second.stdout.is_empty());
+        assert_eq!(String::from_utf8_lossy(&second.stderr), "job 17 has this attempt\n");
+        assert!(!run(&path, "17").stdout.is_empty(), "the same job may begin again; its agent knows what happened");
+    }
+
+    #[test]
+    fn the_arguments_of_sbatch_carry_no_secret_and_the_wish_before_the_script() {
+        let wish = SlurmWish { partition: Some("cpu".into()), arguments: vec!["--nice=5".into()], ..SlurmWish::default() };
+        let arguments = arguments(AttemptId(uuid::Uuid::nil()), Path::new("/shared/attempts/x"), &wish);
+        assert_eq!(arguments[1], "--job-name=trainyard-00000000-0000-0000-0000-000000000000");
+        assert_eq!(arguments[arguments.len() - 3..], ["--partition=cpu", "--nice=5", "/shared/attempts/x/slurm.sh"]);
+    }
+
+    #[test]
+    fn the_program_is_copied_once_for_each_content() {
+        let dir = tempfile::tempdir().unwrap();
+        let binary = dir.path().join("trainyard");
+        std::fs::write(&binary, "one").unwrap();
+        let first = stage(&binary, dir.path()).unwrap();
+        assert_eq!(stage(&binary, dir.path()).unwrap(), first);
+        std::fs::write(&binary, "two").unwrap();
+        let second = stage(&binary, dir.path()).unwrap();
+        assert_ne!(second, first);
+        assert_eq!(std::fs::read_to_string(first).unwrap(), "one", "what waits in the queue is not changed");
+        assert_eq!(std::fs::metadata(second).unwrap().permissions().mode() & 0o777, 0o755);
+    }
+}
