@@ -289,6 +289,12 @@ impl AttemptFolder {
         self.root.join(COLLECTED).exists()
     }
 
+    /// For how long everything has been with the server; `None`: it is not.
+    pub fn collected_for(&self) -> Option<Duration> {
+        let noted = fs::metadata(self.root.join(COLLECTED)).ok()?.modified().ok()?;
+        Some(noted.elapsed().unwrap_or_default())
+    }
+
     pub(super) fn mark_collected(&self) -> io::Result<()> {
         self.replace(COLLECTED, b"")
     }

@@ -60,6 +60,9 @@ const SENDING: usize = 8;
 /// Agents at once that close the books of jobs that are over, on this machine.
 const CLOSING: usize = 4;
 
+/// How long a job may take to end once everything of it is delivered.
+const LINGER: Duration = Duration::from_secs(60);
+
 /// A server that is just ending lets go of the shared folder in an instant.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -214,8 +217,10 @@ impl Executor for SlurmExecutor {
         async move {
             tick::begin(&self.inner);
             if !self.inner.is_gone(attempt) {
-                // Its folder goes at a later sweep.
-                self.inner.jobs.kill(attempt);
+                // Its folder goes at a later sweep. An agent that has just delivered everything is about to end by itself.
+                if self.inner.folder(attempt).collected_for().is_none_or(|passed| passed > LINGER) {
+                    self.inner.jobs.kill(attempt);
+                }
                 return Ok(());
             }
             self.inner.local.clean(attempt).await?;

@@ -466,6 +466,21 @@ async fn a_cancel_takes_a_waiting_job_out_of_the_queue() {
 }
 
 #[tokio::test]
+async fn a_job_that_has_delivered_everything_is_left_to_end_by_itself() {
+    let (slurm, executor, attempt) = submitted(None).await;
+    until_seen(&executor, attempt, |seen| *seen == Observation::Alive).await;
+    slurm.place.deliver(attempt);
+    let asked = slurm.calls("squeue").len();
+    until("some looks", || async {
+        executor.clean(attempt).await.unwrap();
+        slurm.calls("squeue").len() > asked + 2
+    })
+    .await;
+    assert!(slurm.calls("scancel").is_empty(), "{:?}", slurm.calls("scancel"));
+    slurm.place.kill_agent(attempt);
+}
+
+#[tokio::test]
 async fn a_refusal_is_the_end_and_a_limit_is_waited_for() {
     let slurm = ScriptedSlurm::new();
     let executor = slurm.executor();

@@ -94,6 +94,10 @@ impl Jobs {
         true
     }
 
+    pub(super) fn is_sending(&self, attempt: AttemptId) -> bool {
+        matches!(self.lock().get(&attempt), Some(Entry { phase: Phase::Sending, .. }))
+    }
+
     pub(super) fn forget(&self, attempt: AttemptId) {
         self.lock().remove(&attempt);
     }

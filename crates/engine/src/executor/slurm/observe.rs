@@ -26,6 +26,9 @@ const FORGOTTEN_WITHOUT_ACCOUNTING: Duration = Duration::from_secs(20);
 impl Inner {
     pub(super) fn observe(&self, attempt: AttemptId) -> Observation {
         let folder = self.folder(attempt);
+        if self.jobs.is_sending(attempt) {
+            return pending(reason::submitting());
+        }
         if !folder.path().exists() {
             return Observation::Unknown;
         }

@@ -24,7 +24,6 @@ use super::{
 use crate::{
     agent::folder::AttemptFolder,
     executor::{Executor as _, Observation},
-    trust::{Access, replace_file},
 };
 
 /// What every job is like: one agent on one node, started at most once.
@@ -51,19 +50,19 @@ pub(super) async fn submit(inner: &Arc<Inner>, order: &AttemptOrder) -> Result<(
     if !inner.jobs.begin_sending(attempt) {
         return Ok(());
     }
-    let prepared = prepare(inner, order).await;
-    let arguments = match prepared {
-        Ok(arguments) => arguments,
-        Err(error) => {
-            inner.jobs.forget(attempt);
-            return Err(error);
-        }
-    };
-    let (inner, run) = (Arc::clone(inner), order.run_id.clone());
+    let (inner, order) = (Arc::clone(inner), order.clone());
     tokio::spawn(async move {
         let Ok(_turn) = inner.sending.acquire().await else { return };
-        let phase = send(&inner, (attempt, &run), &arguments).await;
-        inner.jobs.set(attempt, phase);
+        match prepare(&inner, &order).await {
+            Ok(arguments) => {
+                let phase = send(&inner, (attempt, &order.run_id), &arguments).await;
+                inner.jobs.set(attempt, phase);
+            }
+            Err(error) => {
+                tracing::error!(run = order.run_id, %attempt, error = error.chain(), "a job cannot be prepared; trying again");
+                inner.jobs.forget(attempt);
+            }
+        }
     });
     Ok(())
 }
@@ -78,17 +77,32 @@ async fn prepare(inner: &Inner, order: &AttemptOrder) -> Result<Vec<String>> {
     let attempt = AttemptId(order.attempt);
     let folder = inner.folder(attempt);
     let definition: Definition = serde_json::from_value(order.definition.clone()).map_err(Error::internal)?;
-    let program = inner.staged_program().await?;
+    let program = inner.staged_program().await?.to_owned();
+    let (path, order) = (folder.path().to_owned(), order.clone());
+    // Syncing takes as long as the disk does.
+    tokio::task::spawn_blocking(move || write_all(&folder, &order, &program)).await.map_err(Error::internal)??;
+    Ok(arguments(attempt, &path, &inner.wish(&definition)))
+}
+
+/// Only the order is synced. Should a power cut take the intent, there may be a second job, which finds the claim of the first.
+fn write_all(folder: &AttemptFolder, order: &AttemptOrder, program: &Path) -> Result<()> {
     let path = folder.path();
     folder.create().map_err(|error| io_error("the folder of the attempt cannot be made", path, error))?;
     trainyard_store::fail_point!("executor.folder_made");
     folder.write_order(order).map_err(|error| io_error("the order of the attempt cannot be written", path, error))?;
     trainyard_store::fail_point!("executor.order_written");
-    let script_path = path.join("slurm.sh");
-    replace_file(&script_path, script(path, program).as_bytes(), Access::Owner)?;
-    replace_file(&path.join(INTENT), b"", Access::Owner)?;
+    for (name, content) in [("slurm.sh", script(path, program)), (INTENT, String::new())] {
+        put(&path.join(name), &content).map_err(|error| io_error("the job cannot be prepared in", path, error))?;
+    }
     trainyard_store::fail_point!("executor.start_counted");
-    Ok(arguments(attempt, path, &inner.wish(&definition)))
+    Ok(())
+}
+
+/// A small file in one step, so that nobody reads half of it.
+fn put(path: &Path, content: &str) -> std::io::Result<()> {
+    let staged = path.with_file_name(format!(".{}.tmp", path.file_name().unwrap_or_default().to_string_lossy()));
+    std::fs::write(&staged, content)?;
+    std::fs::rename(&staged, path)
 }
 
 fn arguments(attempt: AttemptId, folder: &Path, wish: &SlurmWish) -> Vec<String> {
@@ -153,9 +167,8 @@ async fn send(inner: &Inner, (attempt, run): (AttemptId, &str), arguments: &[Str
 
 /// Notes which job it is. Without the note it is found by its name after a restart.
 pub(super) fn note_job(folder: &AttemptFolder, id: u64) {
-    let noted = replace_file(&folder.path().join(JOB), id.to_string().as_bytes(), Access::Owner);
-    if let Err(error) = noted {
-        tracing::warn!(error = error.chain(), job = id, "the id of a job cannot be noted");
+    if let Err(error) = put(&folder.path().join(JOB), &id.to_string()) {
+        tracing::warn!(%error, job = id, "the id of a job cannot be noted");
     }
     if folder.starts() == 0
         && let Err(error) = folder.count_start()
