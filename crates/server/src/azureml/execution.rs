@@ -214,7 +214,8 @@ pub(super) async fn start_without_code(state: &AppState, context: &Context, name
     let experiment = get_or_create(state, context, name).await?;
     let id = generated_id(&experiment.name, context.now_us)?;
     let target = accepted.converted.definition.target.clone();
-    let record = record(context, &experiment, id.clone(), accepted);
+    let engine = state.engine.target(target.as_str()).map_or("local", |target| target.engine);
+    let record = record((context, engine), &experiment, id.clone(), accepted);
     let first_event = TimelineEntry::run("Queued", json!({ "Target": target }));
     match state.store.create_run(NewRun { record, first_event, snapshot: None }).await? {
         Created::New(_) => {
