@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use self::keys::{SECTIONS, check_keys, has_names, known, nearest};
+use self::keys::{SECTIONS, check_keys, known, nearest};
 pub use self::{
     keys::{KEYS, Key, reference},
     sections::{ComputeSection, Engine, EnvironmentsSection, RegistrySection, ServerSection, StoreSection},
@@ -197,7 +197,10 @@ mod tests {
     fn a_slurm_target_needs_a_shared_folder_and_a_local_one_has_no_use_for_it() {
         let settings = load("[compute.gpu]\nengine = \"slurm\"\nshared_dir = \"/shared\"\npartition = \"gpu\"\ncpus = 4\n", &[]).unwrap();
         let gpu = &settings.compute["gpu"];
-        assert_eq!((gpu.slots(), gpu.slurm_wish().options()), (SLURM_SLOTS, vec!["--partition=gpu".into(), "--cpus-per-task=4".into()]));
+        assert_eq!(
+            (gpu.slots(), gpu.slurm_wish().options()),
+            (sections::SLURM_SLOTS, vec!["--partition=gpu".into(), "--cpus-per-task=4".into()])
+        );
         for (text, part) in [
             ("engine = \"slurm\"\n", "`shared_dir` is missing"),
             ("engine = \"slurm\"\nshared_dir = \"shared\"\n", "must be an absolute path"),

@@ -1,6 +1,6 @@
 //! The sections of the configuration and their defaults.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use anyhow::{Result, bail};
 use serde::Deserialize;

@@ -206,7 +206,10 @@ async fn a_waiting_run_says_why_and_is_cancelled_at_once() {
     history.submit("second").await;
     let waiting = history.run("second").await;
     assert_eq!((&waiting["status"], &waiting["queueingInfo"]["code"]), (&json!("Queued"), &json!("WaitingForSlot")));
-    assert_eq!(waiting["queueingInfo"]["message"], "waits for a slot on target `cpu-cluster`: 0 of 2 busy, 1 run is ahead; users and their experiments take turns");
+    assert_eq!(
+        waiting["queueingInfo"]["message"],
+        "waits for a slot on target `cpu-cluster`: 0 of 2 busy, 1 run is ahead; users and their experiments take turns"
+    );
     let cancel = waiting["cancelUri"].as_str().unwrap().strip_prefix("https://trainyard.test:8443").unwrap();
     assert_eq!(history.server.call(Method::POST, cancel, &history.token, Value::Null).await.ok(), json!({"runId": "second"}));
     let cancelled = history.run("second").await;
