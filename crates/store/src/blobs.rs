@@ -1,33 +1,23 @@
 //! Content-addressed blobs: bytes by their SHA-256, on disk or in S3.
 //!
 //! Bytes come in through a [`StagedWriter`], which counts and hashes them and stops at a limit; the [`StagedBlob`] it gives
-//! can be read, and judged, before [`Blobs::commit`] moves it to its address. Up to 1 MiB stays in memory until then, so that a
-//! small upload costs one file; more goes to `DIR/staging`. Reading, asking and deleting go through `object_store`.
+//! can be read, and judged, before [`Blobs::commit`] moves it to its address. Up to 1 MiB stays in memory until then; more goes to
+//! `DIR/staging`. Large blobs, and all in a bucket, are read, asked for and deleted through `object_store`.
 //!
 //! What a blob means, and which rows name it, is left to the rest of this crate.
 //!
-//! Invariants: what is at an address has that hash and is on stable storage before `commit` returns (a crash before that may leave a part
-//! of a small one, which the next commit replaces); a staged upload that is not committed leaves no file; committing twice has no
-//! second effect.
+//! Invariants: what is at an address has that hash and is on stable storage before `commit` returns; a staged upload that is not committed
+//! leaves no file; committing twice has no second effect.
 //!
-//! On disk a blob is `DIR/blobs/{first two digits}/{digest}`: all but the first few commits sync exactly one file and one folder. A
-//! second level would have each of the first 65,000 blobs make and sync a folder of its own.
+//! On disk a blob that was staged in a file is `DIR/blobs/{first two digits}/{digest}`, and one that stayed in memory is in a pack
+//! ([`packs`]). A data directory of an older version has small blobs at addresses of their own too; those stay there.
 
+mod folder;
 mod inventory;
+mod packs;
 mod staging;
 
-use std::{
-    fmt, fs,
-    io::{self, Write as _},
-    ops::Range,
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
-    path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::SystemTime,
-};
+use std::{fmt, fs, io, ops::Range, path::Path, sync::Arc, time::SystemTime};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream::BoxStream};
@@ -40,7 +30,11 @@ use trainyard_core::{Error, ErrorKind, Result, ids::Digest};
 
 pub use self::inventory::Listed;
 pub use self::staging::{StagedBlob, StagedContent, StagedWriter};
-use self::staging::{Staging, TempFile};
+use self::{
+    folder::Folder,
+    packs::{Packed, Packs},
+    staging::Staging,
+};
 
 /// Pieces that a blob on disk is read in: each costs one switch to a blocking thread.
 const READ_PIECE_BYTES: usize = 256 << 10;
@@ -65,15 +59,6 @@ enum Place {
     Folder(Arc<Folder>),
     /// In a bucket, below this prefix.
     Bucket(Key),
-}
-
-/// The folder of the blobs, with a folder in it for each first byte of a digest.
-struct Folder {
-    path: PathBuf,
-    /// Which of these folders survive a power cut: not known before this process synced the folder above.
-    durable: [AtomicBool; 256],
-    /// Held while a file at an address is replaced or taken away again, which is rare.
-    replacing: Mutex<()>,
 }
 
 /// A blob that is stored.
@@ -108,10 +93,7 @@ impl Blobs {
             let path = data_dir.join("blobs");
             fs::create_dir_all(&path).and_then(|()| sync_folder(data_dir)).map_err(cannot)?;
             let local = LocalFileSystem::new_with_prefix(&path).map_err(Error::internal)?.with_fsync(true);
-            (
-                Arc::new(local),
-                Place::Folder(Arc::new(Folder { path, durable: [const { AtomicBool::new(false) }; 256], replacing: Mutex::new(()) })),
-            )
+            (Arc::new(local), Place::Folder(Arc::new(Folder::open(path).map_err(cannot)?)))
         } else {
             let (bucket, prefix) = bucket_and_prefix(spec)?;
             let s3 = AmazonS3Builder::from_env().with_bucket_name(bucket).build().map_err(|error| {
@@ -134,12 +116,7 @@ impl Blobs {
         let stored = Stored { digest: staged.digest().clone(), size: staged.size() };
         match &self.0.place {
             Place::Folder(folder) => {
-                let (folder, staging) = (folder.clone(), self.0.staging.clone());
-                // One task for all steps: between threads they would wait longer than they run.
-                tokio::task::spawn_blocking(move || folder.commit(staged, &staging))
-                    .await
-                    .map_err(Error::internal)?
-                    .map_err(|error| storage_error("the upload cannot be stored", error))?;
+                folder.commit(staged, &self.0.staging).await.map_err(|error| storage_error("the upload cannot be stored", error))?;
             }
             Place::Bucket(_) => self.commit_to_bucket(staged).await?,
         }
@@ -162,17 +139,22 @@ impl Blobs {
                 return Err(Error::invalid(format!("the range {start}..{end} is not within the {size} bytes of the content")));
             }
         }
-        let options = GetOptions { range: range.map(GetRange::Bounded), ..GetOptions::default() };
-        let result = self.0.store.get_opts(&self.key(digest), options).await.map_err(|error| failed(digest, error))?;
+        if let Some(packed) = self.packed(digest).await? {
+            return packed_reader(packed, range);
+        }
+        let options = GetOptions { range: range.clone().map(GetRange::Bounded), ..GetOptions::default() };
+        let result = match self.0.store.get_opts(&self.key(digest), options).await {
+            Ok(result) => result,
+            Err(error @ object_store::Error::NotFound { .. }) => {
+                let packed = self.packed_meanwhile(digest).await?;
+                return packed.map_or_else(|| Err(failed(digest, error)), |packed| packed_reader(packed, range));
+            }
+            Err(error) => return Err(failed(digest, error)),
+        };
         let (size, range) = (result.meta.size, result.range.clone());
         let digest = digest.clone();
         let stream = match result.payload {
-            GetResultPayload::File(mut file, _) => {
-                io::Seek::seek(&mut file, io::SeekFrom::Start(range.start))
-                    .map_err(|error| storage_error("a blob cannot be read", error))?;
-                let rest = tokio::io::AsyncReadExt::take(tokio::fs::File::from_std(file), range.end - range.start);
-                ReaderStream::with_capacity(rest, READ_PIECE_BYTES).map_err(|error| storage_error("a blob cannot be read", error)).boxed()
-            }
+            GetResultPayload::File(file, _) => file_stream(file, range.clone())?,
             GetResultPayload::Stream(stream) => stream.map_err(move |error| failed(&digest, error)).boxed(),
         };
         Ok(BlobReader { size, range, stream })
@@ -180,9 +162,12 @@ impl Blobs {
 
     /// Size of a blob in bytes; `None` if there is none.
     pub async fn size(&self, digest: &Digest) -> Result<Option<u64>> {
+        if let Some(packed) = self.packed(digest).await? {
+            return Ok(Some(packed.size));
+        }
         match self.0.store.head(&self.key(digest)).await {
             Ok(meta) => Ok(Some(meta.size)),
-            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(object_store::Error::NotFound { .. }) => Ok(self.packed_meanwhile(digest).await?.map(|packed| packed.size)),
             Err(error) => Err(failed(digest, error)),
         }
     }
@@ -194,6 +179,9 @@ impl Blobs {
 
     /// Deletes a blob; success if there is none. Whoever calls this knows that no row names it.
     pub async fn delete(&self, digest: &Digest) -> Result<()> {
+        if let Place::Folder(folder) = &self.0.place {
+            folder.remove_packed(digest).await.map_err(|error| storage_error("a blob cannot be deleted", error))?;
+        }
         match self.0.store.delete(&self.key(digest)).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(failed(digest, error)),
@@ -215,6 +203,22 @@ impl Blobs {
         match &self.0.place {
             Place::Folder(_) => Key::from_iter([shard, digest.as_str()]),
             Place::Bucket(prefix) => prefix.clone().join(shard).join(digest.as_str()),
+        }
+    }
+
+    /// A blob in a pack, as far as this process knows.
+    async fn packed(&self, digest: &Digest) -> Result<Option<Packed>> {
+        match &self.0.place {
+            Place::Folder(folder) if folder.may_hold(digest) => folder.packed(digest, Packs::find).await.map_err(unreachable_blob),
+            Place::Folder(_) | Place::Bucket(_) => Ok(None),
+        }
+    }
+
+    /// A blob that is nowhere else: another process may have written it meanwhile.
+    async fn packed_meanwhile(&self, digest: &Digest) -> Result<Option<Packed>> {
+        match &self.0.place {
+            Place::Folder(folder) => folder.packed(digest, Packs::find_new).await.map_err(unreachable_blob),
+            Place::Bucket(_) => Ok(None),
         }
     }
 
@@ -273,71 +277,19 @@ async fn send_parts(upload: &mut WriteMultipart, path: &Path) -> Result<()> {
     Ok(())
 }
 
-impl Folder {
-    /// A small upload is written at its address: nothing reads an address before a row names it, and no row does before this returns. That
-    /// costs half of what a staged file and a rename do, which wait for each other's locks on the folders. A crash may leave a part of it
-    /// there, so a small blob that is there already is believed only after its content was compared.
-    /// A large upload is a staged file already, and is renamed.
-    fn commit(&self, staged: StagedBlob, staging: &Staging) -> io::Result<()> {
-        let shard = self.shard(staged.digest())?;
-        let target = shard.join(staged.digest().as_str());
-        let stands = match staged.content() {
-            StagedContent::Memory(bytes) => self.create(&target, bytes)? || holds(&target, bytes)?,
-            StagedContent::File(_) => target.metadata().is_ok_and(|there| there.is_file() && there.len() == staged.size()),
-        };
-        if !stands {
-            let temp: TempFile = staged.into_file(staging)?;
-            temp.file().sync_data()?;
-            let _alone = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
-            temp.rename(&target)?;
-        }
-        crate::fail_point!("blob.written", io)?;
-        // Of a blob that is there already too: whoever made it may not have come to this yet.
-        sync_folder(&shard)
-    }
-
-    /// Makes the file with this content, synced; false if there is one already. A file that cannot be written whole is removed.
-    fn create(&self, target: &Path, content: &[u8]) -> io::Result<bool> {
-        let mut file = match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(target) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
-            Err(error) => return Err(error),
-        };
-        let written = file.write_all(content).and_then(|()| file.sync_data());
-        if written.is_err() {
-            // Another upload of the same content may have put a whole file in its place, which must stay.
-            let _alone = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
-            if file.metadata()?.ino() == fs::metadata(target)?.ino() {
-                fs::remove_file(target)?;
-            }
-        }
-        written.map(|()| true)
-    }
-
-    /// The folder for a digest, made if this is the first that needs it.
-    fn shard(&self, digest: &Digest) -> io::Result<PathBuf> {
-        let name = &digest.as_str()[..2];
-        let path = self.path.join(name);
-        let durable = &self.durable[usize::from_str_radix(name, 16).expect("a digest is hexadecimal")];
-        if !durable.load(Ordering::Acquire) {
-            match fs::create_dir(&path) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-                _ => sync_folder(&self.path)?,
-            }
-            durable.store(true, Ordering::Release);
-        }
-        Ok(path)
-    }
+/// A part of a file, in pieces.
+fn file_stream(mut file: fs::File, range: Range<u64>) -> Result<BoxStream<'static, Result<Bytes>>> {
+    let cannot = |error| storage_error("a blob cannot be read", error);
+    io::Seek::seek(&mut file, io::SeekFrom::Start(range.start)).map_err(cannot)?;
+    let rest = tokio::io::AsyncReadExt::take(tokio::fs::File::from_std(file), range.end - range.start);
+    Ok(ReaderStream::with_capacity(rest, READ_PIECE_BYTES).map_err(cannot).boxed())
 }
 
-/// Whether the file has this content, which is then synced: whoever wrote it may not have come to that.
-fn holds(target: &Path, content: &[u8]) -> io::Result<bool> {
-    match fs::read(target) {
-        Ok(there) if there == content => fs::File::open(target)?.sync_data().map(|()| true),
-        Ok(_) => Ok(false),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
-    }
+/// `range` begins within the blob.
+fn packed_reader(packed: Packed, range: Option<Range<u64>>) -> Result<BlobReader> {
+    let range = range.map_or(0..packed.size, |range| range.start..range.end.min(packed.size));
+    let stream = file_stream(packed.pack, packed.offset + range.start..packed.offset + range.end)?;
+    Ok(BlobReader { size: packed.size, range, stream })
 }
 
 fn sync_folder(folder: &Path) -> io::Result<()> {
@@ -354,6 +306,10 @@ fn bucket_and_prefix(spec: &str) -> Result<(String, Key)> {
     Ok((bucket.to_owned(), Key::parse(prefix).map_err(|error| wrong().with_source(error))?))
 }
 
+fn unreachable_blob(error: io::Error) -> Error {
+    storage_error("a blob cannot be reached", error)
+}
+
 fn missing(digest: &Digest) -> Error {
     Error::not_found(format!("there is no blob {digest}"))
 }
@@ -362,7 +318,7 @@ fn failed(digest: &Digest, error: object_store::Error) -> Error {
     match error {
         object_store::Error::NotFound { .. } => missing(digest),
         other => match io_source(&other) {
-            Some(kind) => storage_error("a blob cannot be reached", io::Error::new(kind, other)),
+            Some(kind) => unreachable_blob(io::Error::new(kind, other)),
             None => Error::new(ErrorKind::Unavailable, "the place of the blobs does not answer").with_source(other),
         },
     }

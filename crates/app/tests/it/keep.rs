@@ -222,7 +222,7 @@ async fn fsck_finds_and_repairs_and_says_so_by_its_exit_code() {
     let repaired = succeeds(offline(server.dir(), &["fsck", "--repair"]));
     assert!(text(&repaired.stdout).ends_with("1 found, 1 repaired, 0 left\n"), "{}", text(&repaired.stdout));
     // A blob that is gone cannot be made up.
-    let blob = server.files("blobs").into_iter().next().unwrap();
+    let blob = server.files("blobs").into_iter().find(|path| path.extension().is_some_and(|extension| extension == "pack")).unwrap();
     fs::remove_file(&blob).unwrap();
     let left = offline(server.dir(), &["fsck", "--repair"]);
     assert_eq!(left.status.code(), Some(1));

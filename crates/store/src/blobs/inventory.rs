@@ -1,15 +1,20 @@
 //! What is there, for checks: all blobs, what is staged for too long, and a place for blobs that are damaged.
 
 use std::{
+    future::ready,
     path::PathBuf,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use futures_util::{StreamExt as _, stream::BoxStream};
+use futures_util::{
+    StreamExt as _, TryStreamExt as _,
+    stream::{self, BoxStream},
+};
 use object_store::{ObjectStoreExt as _, path::Path as Key};
 use trainyard_core::{Error, ErrorKind, Result, ids::Digest};
 
-use super::{Blobs, Place, failed, storage_error};
+use super::{Blobs, Place, failed, folder::Folder, storage_error};
 
 /// The folder, beside those of the digests, of blobs whose content is not what their name says.
 const DAMAGED: &str = "damaged";
@@ -28,11 +33,20 @@ pub struct Listed {
 impl Blobs {
     /// Every blob, in no order. What is no blob (the damaged ones, for example) is left out.
     pub fn list(&self) -> BoxStream<'static, Result<Listed>> {
-        let prefix = match &self.0.place {
-            Place::Folder(_) => None,
-            Place::Bucket(prefix) => Some(prefix.clone()),
-        };
-        let listed = self.0.store.list(prefix.as_ref());
+        match &self.0.place {
+            Place::Folder(folder) => {
+                let packed = list_packs(folder.clone());
+                let folder = folder.clone();
+                let files = self.list_addresses(None);
+                // In this order: what the packs hold is known before files are compared with it.
+                packed.chain(files.try_filter(move |blob| ready(!folder.may_hold(&blob.digest)))).boxed()
+            }
+            Place::Bucket(prefix) => self.list_addresses(Some(prefix)),
+        }
+    }
+
+    fn list_addresses(&self, prefix: Option<&Key>) -> BoxStream<'static, Result<Listed>> {
+        let listed = self.0.store.list(prefix);
         listed
             .filter_map(|found| async {
                 match found {
@@ -49,6 +63,12 @@ impl Blobs {
 
     /// Moves a blob away from its address, so that nobody is given its content and the same content can be stored again.
     pub async fn set_aside(&self, digest: &Digest) -> Result<()> {
+        if let Some(packed) = self.packed(digest).await? {
+            let content = packed.content().map_err(|error| storage_error("a damaged blob cannot be read", error))?;
+            let aside = Key::from_iter([DAMAGED, digest.as_str()]);
+            self.0.store.put(&aside, content.into()).await.map_err(|error| failed(digest, error))?;
+            return self.delete(digest).await;
+        }
         let aside = match &self.0.place {
             Place::Folder(_) => Key::from_iter([DAMAGED, digest.as_str()]),
             Place::Bucket(prefix) => prefix.clone().join(DAMAGED).join(digest.as_str()),
@@ -64,6 +84,21 @@ impl Blobs {
             .map_err(Error::internal)?
             .map_err(|error| storage_error("the staging folder cannot be read", error))
     }
+}
+
+/// Every blob in a pack, pack by pack.
+fn list_packs(folder: Arc<Folder>) -> BoxStream<'static, Result<Listed>> {
+    let cannot = |error| storage_error("the blobs cannot be listed", error);
+    stream::once(async move {
+        let count = folder.packs().await.map_err(cannot)?;
+        let packs = stream::iter(0..count).then(move |number| {
+            let folder = folder.clone();
+            async move { folder.list_pack(number).await.map(|blobs| stream::iter(blobs.into_iter().map(Ok))).map_err(cannot) }
+        });
+        Ok::<_, Error>(packs.try_flatten())
+    })
+    .try_flatten()
+    .boxed()
 }
 
 /// The digest of a blob at its proper address.

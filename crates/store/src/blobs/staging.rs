@@ -25,7 +25,7 @@ use trainyard_core::{Error, ErrorKind, Result, ids::Digest};
 use super::storage_error;
 
 /// Uploads up to this size stay in memory, and larger ones are written in pieces of it.
-const IN_MEMORY_BYTES: usize = 1 << 20;
+pub(super) const IN_MEMORY_BYTES: usize = 1 << 20;
 
 /// Room that an upload begins with: most projects fit, and growing copies what is there.
 const FIRST_BYTES: u64 = 128 << 10;

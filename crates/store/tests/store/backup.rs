@@ -341,8 +341,9 @@ pub(crate) async fn a_missing_blob_is_said_and_does_not_stop_a_backup(bench: &Be
     let gone = bench.store.blobs().put_bytes(Bytes::from("zip of done")).await.expect("a blob").digest;
     let damaged = bench.store.blobs().put_bytes(Bytes::from("model of done")).await.expect("a blob").digest;
     bench.store.blobs().delete(&gone).await.expect("deleted");
-    let path = bench.options().data_dir.join("blobs").join(&damaged.as_str()[..2]).join(damaged.as_str());
-    fs::write(path, "MODEL of done").expect("damaged");
+    // The last one of a pack would pass for one that a crash cut off.
+    bench.store.blobs().put_bytes(Bytes::from("another")).await.expect("a blob");
+    bench.damage("model of done", "MODEL of done");
     let (file, written) = write(bench, "one.tar").await;
     assert!(written.ending.missing.len() == 1 && written.ending.missing[0].ends_with(gone.as_str()), "{:?}", written.ending);
     assert!(written.ending.damaged.len() == 1 && written.ending.damaged[0].ends_with(damaged.as_str()), "{:?}", written.ending);
@@ -438,7 +439,7 @@ async fn a_backup_that_is_cut_or_damaged_anywhere_is_refused() {
 async fn a_backup_of_a_newer_program_is_refused_by_name() {
     let (bench, file) = small_backup().await;
     let mut bytes = fs::read(&file).expect("the file");
-    let at = bytes.windows(11).position(|text| text == b"\"schema\": 3").expect("the manifest says it");
+    let at = bytes.windows(10).position(|text| text == b"\"schema\": ").expect("the manifest says it");
     bytes[at + 10] = b'9';
     fs::write(&file, bytes).expect("written");
     let error = backup::verify(&file, Arc::new(Silent)).await.expect_err("it is newer");

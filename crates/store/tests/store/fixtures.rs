@@ -24,6 +24,19 @@ pub(crate) const NO_RETRY: RetryPolicy = RetryPolicy { infrastructure: 0, user_c
 pub(crate) const NOW: i64 = 1_700_000_000_000_000;
 
 impl Bench {
+    /// Overwrites the content of a small blob, where it lies, with as many other bytes.
+    pub(crate) fn damage(&self, content: &str, with: &str) {
+        let packs = std::fs::read_dir(self.options().data_dir.join("blobs/packs")).expect("there are packs");
+        let hit = packs.map(|entry| entry.expect("an entry").path()).any(|path| {
+            let mut bytes = std::fs::read(&path).expect("it is read");
+            let Some(at) = bytes.windows(content.len()).position(|window| window == content.as_bytes()) else { return false };
+            bytes[at..at + with.len()].copy_from_slice(with.as_bytes());
+            std::fs::write(&path, bytes).expect("damaged");
+            true
+        });
+        assert!(hit, "no pack holds `{content}`");
+    }
+
     /// A workspace.
     pub(crate) async fn workspace(&self) -> WorkspaceId {
         let id = WorkspaceId(Uuid::new_v4());
@@ -163,5 +176,5 @@ fn new_run(workspace: WorkspaceId, experiment: &Experiment, id: &str) -> NewRun 
         environment: None,
         request_digest: None,
     };
-    NewRun { record, first_event: TimelineEntry::run("Queued", json!({})), snapshot: None }
+    NewRun { record, first_event: TimelineEntry::run("Queued", json!({})), snapshot: None, slots: 1 }
 }
