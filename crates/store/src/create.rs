@@ -1,8 +1,8 @@
 //! Creating runs: the hot path.
 //!
 //! All new runs of a transaction are written together: one counter update per experiment, then rows in statements of up to 32.
-//! When an id turns out to be taken, or anything else is wrong with one of them, the whole lot is undone and done again one
-//! by one, each in its own savepoint. Numbers are taken from the experiment's counter in the same transaction, so that an
+//! When an id turns out to be taken, or anything else is wrong with one of them, the transaction begins again and does them
+//! one by one, each in its own savepoint. Numbers are taken from the experiment's counter in the same transaction, so that an
 //! experiment's runs are numbered without gaps.
 
 use std::collections::{BTreeMap, HashSet};
@@ -36,7 +36,7 @@ impl Store {
     }
 }
 
-/// Stores `runs` within the present transaction. The outer error means that the transaction is lost.
+/// Stores `runs` within the present transaction, in which nothing else was written. The outer error means that the transaction is lost.
 pub(crate) async fn create_all(conn: &mut Conn, runs: &[&NewRun]) -> Result<Vec<Result<Created>>> {
     let mut ids = HashSet::new();
     let mut distinct = Vec::with_capacity(runs.len());
@@ -48,10 +48,14 @@ pub(crate) async fn create_all(conn: &mut Conn, runs: &[&NewRun]) -> Result<Vec<
     let mut results: Vec<Option<Result<Created>>> = runs.iter().map(|_| None).collect();
     if distinct.len() > 1 {
         let lot: Vec<&NewRun> = distinct.iter().map(|index| runs[*index]).collect();
-        if let Some(numbers) = insert_guarded(conn, &lot).await?.ok().flatten() {
+        if let Ok(Some(numbers)) = insert(conn, &lot).await {
             for (index, number) in distinct.drain(..).zip(numbers) {
                 results[index] = Some(Ok(Created::New(number)));
             }
+        } else {
+            // Nothing else was written yet, so the transaction is the savepoint: two statements less where nothing is wrong.
+            conn.execute(Sql::new("rollback")).await?;
+            conn.execute(Sql::new(conn.dialect().begin_write())).await?;
         }
     }
     for index in distinct.into_iter().chain(repeated) {
@@ -91,7 +95,7 @@ async fn insert(conn: &mut Conn, runs: &[&NewRun]) -> Result<Option<Vec<i64>>> {
     let numbers = number(conn, runs).await?;
     let mut rows = Vec::with_capacity(runs.len());
     for (run, number) in runs.iter().zip(&numbers) {
-        rows.push(run_row::encode(&run.record, *number)?);
+        rows.push(run_row::encode(&run.record, *number, run.slots)?);
     }
     let inserted = insert_rows(conn, run_row::INSERT, " on conflict (workspace, id) do nothing", rows).await?;
     if inserted < runs.len() as u64 {

@@ -187,6 +187,7 @@ async fn serve(db: Db, mut receiver: mpsc::Receiver<Item>) {
     let mut conn = None;
     let mut items = Vec::with_capacity(BATCH);
     while receiver.recv_many(&mut items, BATCH).await > 0 {
+        gather(&mut receiver, &mut items).await;
         let mut batch = Batch::default();
         for item in items.drain(..) {
             match item {
@@ -195,6 +196,21 @@ async fn serve(db: Db, mut receiver: mpsc::Receiver<Item>) {
             }
         }
         batch.write(&db, &mut conn).await;
+    }
+}
+
+/// Takes what comes at the same time, too: callers that one sync or one commit woke together arrive one after the other, and the first of
+/// them should not have a transaction of its own. Costs a turn of the scheduler, no time.
+async fn gather(receiver: &mut mpsc::Receiver<Item>, items: &mut Vec<Item>) {
+    let mut before = 0;
+    while before < items.len() && items.len() < BATCH {
+        before = items.len();
+        tokio::task::yield_now().await;
+        while items.len() < BATCH
+            && let Ok(item) = receiver.try_recv()
+        {
+            items.push(item);
+        }
     }
 }
 
