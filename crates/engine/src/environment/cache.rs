@@ -25,7 +25,10 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     process::Stdio,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
     time::Duration,
 };
 
@@ -40,6 +43,8 @@ use super::{command::Console, host::is_executable, measure::Measured, prepare::P
 /// How often a waiting builder looks again.
 const POLL: Duration = Duration::from_millis(50);
 const MARKER: &str = ".complete";
+/// How often what a build has written so far is written back.
+const WRITE_BACK_PAUSE: Duration = Duration::from_millis(250);
 /// What was measured when the environment was finished.
 const SIZE: &str = "size.json";
 /// Tells the names of one process's trash apart.
@@ -204,7 +209,7 @@ impl Cache {
             std::fs::remove_dir_all(trash)?;
         }
         std::fs::create_dir_all(self.root_of_environments())?;
-        Ok(Place { cache: self.clone(), hash: hash.clone(), finished: false })
+        Ok(Place::new(self, hash))
     }
 
     /// [`Cache::place_now`] without blocking.
@@ -212,7 +217,7 @@ impl Cache {
         self.sweep(hash).await?;
         let made = std::fs::create_dir_all(self.root_of_environments());
         made.map_err(|error| PrepareError::disk("failed to make the folder of environments", error))?;
-        Ok(Place { cache: self.clone(), hash: hash.clone(), finished: false })
+        Ok(Place::new(self, hash))
     }
 
     /// Declares the environment complete: the list of packages, then everything to the disk, then the marker. A marker
@@ -240,11 +245,18 @@ pub(super) struct Place {
     cache: Cache,
     hash: EnvironmentHash,
     finished: bool,
+    /// Dropped when there is nothing more to write back.
+    write_back: Option<mpsc::Sender<()>>,
 }
 
 impl Place {
+    fn new(cache: &Cache, hash: &EnvironmentHash) -> Self {
+        Self { cache: cache.clone(), hash: hash.clone(), finished: false, write_back: write_back(cache.root_of_environments()) }
+    }
+
     /// [`Cache::finish`]; from now on the environment stays.
     pub(super) async fn finish(mut self, lock: &EnvironmentLock) -> Result<(), PrepareError> {
+        self.write_back = None;
         self.cache.finish(&self.hash, lock).await?;
         self.finished = true;
         Ok(())
@@ -254,6 +266,7 @@ impl Place {
 impl Place {
     /// [`Place::finish`] for whoever may block.
     pub(super) fn finish_now(mut self, lock: &EnvironmentLock) -> io::Result<()> {
+        self.write_back = None;
         self.cache.finish_now(&self.hash, lock)?;
         self.finished = true;
         Ok(())
@@ -273,6 +286,20 @@ impl Drop for Place {
             Err(error) => tracing::warn!(hash = %self.hash, %error, "failed to remove an environment whose build failed"),
         }
     }
+}
+
+/// Has what a build writes go to the disk while the build still waits for the network, so that the wait at its end is short. It is that
+/// wait alone that counts: nothing depends on what happens here.
+fn write_back(folder: PathBuf) -> Option<mpsc::Sender<()>> {
+    let (building, ended) = mpsc::channel();
+    let work = move || {
+        while ended.recv_timeout(WRITE_BACK_PAUSE) == Err(mpsc::RecvTimeoutError::Timeout) {
+            if let Err(error) = File::open(&folder).and_then(|folder| sync_file_system(&folder)) {
+                return tracing::debug!(%error, "what a build has written so far is not written back early");
+            }
+        }
+    };
+    std::thread::Builder::new().name("write-back".into()).spawn(work).ok().map(|_| building)
 }
 
 #[cfg(target_os = "linux")]

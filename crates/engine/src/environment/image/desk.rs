@@ -17,6 +17,10 @@ use crate::container::{Candidate, Client, ContainerSettings, Kind, Mount, mount_
 /// How long a short call (an inspection, a question) may take; a daemon that wakes up takes its time.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long a container may take to go, in turns and the pause between them: ten seconds.
+const SETTLING_TURNS: u32 = 50;
+const SETTLING_PAUSE: Duration = Duration::from_millis(200);
+
 /// Finds the engine that the settings allow: the first that answers. `Err` names every one that was looked for.
 pub(crate) async fn find(settings: &ContainerSettings, cancel: &CancellationToken) -> Result<Client, PrepareError> {
     find_on(&Host::current(), settings, cancel).await
@@ -119,6 +123,34 @@ impl Desk<'_> {
         call(self.command(words), console.cancel).await
     }
 
+    /// Asks whether the name of throwaway containers is taken still: Podman removes one after its client has ended, in two steps of which
+    /// `--replace` only knows the first. Docker's client waits for the end.
+    fn taken(&self) -> Option<[&str; 4]> {
+        (self.client.kind == Kind::Podman).then_some(["container", "exists", "--external", self.name])
+    }
+
+    /// Waits until the container before is gone.
+    pub(super) async fn settle(&self, console: &Console<'_>) -> Result<(), PrepareError> {
+        let Some(words) = self.taken() else { return Ok(()) };
+        for _ in 0..SETTLING_TURNS {
+            if !self.call(words, console).await?.ok {
+                break;
+            }
+            tokio::time::sleep(SETTLING_PAUSE).await;
+        }
+        Ok(())
+    }
+
+    /// The same for the shell, as a line of its own.
+    pub(super) fn settle_line(&self) -> String {
+        let Some(words) = self.taken() else { return String::new() };
+        let program = std::iter::once(self.client.program.display().to_string());
+        let asking: Vec<_> = program.chain(self.client.globals.iter().map(ToString::to_string)).chain(words.map(str::to_owned)).collect();
+        let asking = asking.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
+        let pause = SETTLING_PAUSE.as_secs_f32();
+        format!("turn=0; while [ $turn -lt {SETTLING_TURNS} ] && {asking} >/dev/null 2>&1; do sleep {pause}; turn=$((turn + 1)); done\n")
+    }
+
     /// The words before image and program of a container that is removed as it ends. `variables` go in by name.
     pub(super) fn throwaway(&self, mounts: &[Mount], variables: &[&str]) -> Vec<OsString> {
         let agent = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
@@ -140,7 +172,7 @@ impl Desk<'_> {
             say(&mut words, word);
         }
         if self.client.kind == Kind::Podman {
-            // The one before may still be on its way out: Podman removes it after its client has ended. Docker's client waits for that.
+            // One that a killed agent left.
             say(&mut words, "--replace");
             say(&mut words, "--security-opt=label=disable");
         } else if let Some(runtime) = &self.containers.runtime {
@@ -166,6 +198,11 @@ impl Desk<'_> {
     pub(super) fn engine(&self) -> String {
         format!("{} {}", self.client.kind.name(), self.client.version)
     }
+}
+
+/// One word for the shell.
+pub(super) fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 /// What an engine said about a failure: its last lines without prefixes and without what only accompanies them.

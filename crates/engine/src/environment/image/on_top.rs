@@ -26,7 +26,7 @@ use super::{
         prepare::PrepareError,
         uv::{self, Uv},
     },
-    desk::Desk,
+    desk::{Desk, quoted},
     inspect::{Image, inspect},
     layer, portable,
 };
@@ -195,12 +195,13 @@ impl OnTop<'_> {
             "options=\nfor name in $names; do options=\"$options --env=$name\"; done\n"
         };
         let image = quoted(&self.image.id);
+        let settle = self.desk.settle_line();
         let uv = words_of_uv.iter().map(|word| quoted(&word.to_string_lossy())).collect::<Vec<_>>().join(" ");
         Ok(format!(
             "#!/bin/sh\n\
              # uv, run inside an image.\n\
              names=$(env | sed -nE 's/^((UV|PIP)_[A-Za-z0-9_]+|SSL_CERT_FILE|NO_COLOR|(HTTPS?|ALL|NO)_PROXY|(https?|all|no)_proxy)=.*/\\1/p')\n\
-             {pass}\
+             {pass}{settle}\
              if [ \"$1\" = venv ]; then shift; set -- venv --system-site-packages \"$@\"; fi\n\
              exec {line}$options {image} {uv} \"$@\"\n"
         ))
@@ -216,9 +217,4 @@ fn local_places(text: &str) -> Vec<PathBuf> {
         .map(|word| PathBuf::from(word.split('#').next().unwrap_or_default()))
         .filter(|path| path.is_absolute() && path.exists())
         .collect()
-}
-
-/// One word for the shell.
-fn quoted(word: &str) -> String {
-    format!("'{}'", word.replace('\'', r"'\''"))
 }
