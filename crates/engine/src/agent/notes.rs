@@ -1,0 +1,166 @@
+//! What reaches an agent on a machine that shares no folder with the server: an order that is put beside it, and put anew.
+//!
+//! The engine keeps a folder up to date that the agent can only read (a mounted Secret). Everything else in the agent looks into the attempt's own
+//! folder, so what is new is carried over there, by a thread of its own: nothing else has to know.
+
+use std::{fs, io, path::Path, process::ExitCode, thread, time::Duration};
+
+use trainyard_core::{Error, Result};
+use trainyard_wire::native::AttemptOrder;
+
+use super::folder::AttemptFolder;
+
+/// The order.
+const ORDER: &str = "order.json";
+/// A word that changes when everything is to be delivered again.
+const AGAIN: &str = "again";
+
+/// How often it is looked for something new. The engine takes about a minute to bring it.
+const INTERVAL: Duration = Duration::from_secs(2);
+
+/// What was last carried over.
+#[derive(Default)]
+struct Carried {
+    order: Vec<u8>,
+    again: Vec<u8>,
+}
+
+/// Has `agent` live in `attempt_dir` with what is in `notes`: again, as long as the server wants everything again. Nobody else would start it.
+///
+/// # Errors
+/// If there is no order, or it cannot be written.
+pub fn live_with(attempt_dir: &Path, notes: &Path, agent: impl Fn() -> ExitCode) -> Result<ExitCode> {
+    take(attempt_dir, notes)?;
+    loop {
+        let end = agent();
+        if end != ExitCode::SUCCESS || !AttemptFolder::new(attempt_dir).is_asked_again() {
+            return Ok(end);
+        }
+    }
+}
+
+/// Carries the order from `notes` into the folder of the attempt, and from then on whatever is new.
+fn take(attempt_dir: &Path, notes: &Path) -> Result<()> {
+    let folder = AttemptFolder::new(attempt_dir);
+    let about = |what: &str| {
+        let what = format!("{what} (notes in {})", notes.display());
+        move |error: io::Error| Error::invalid(what).with_source(error)
+    };
+    folder.create().map_err(about("the folder of the attempt cannot be made"))?;
+    let mut carried = Carried { again: read(notes, AGAIN).unwrap_or_default(), ..Carried::default() };
+    let order = fs::read(notes.join(ORDER)).map_err(about("the order of the attempt cannot be read"))?;
+    carried.order(&folder, order).map_err(about("the order of the attempt cannot be carried over"))?;
+    let notes = notes.to_owned();
+    let named = thread::Builder::new().name("notes".into());
+    named.spawn(move || carried.follow(&folder, &notes)).map_err(|error| Error::internal("no thread for the notes").with_source(error))?;
+    Ok(())
+}
+
+impl Carried {
+    fn follow(mut self, folder: &AttemptFolder, notes: &Path) {
+        loop {
+            thread::sleep(INTERVAL);
+            self.look(folder, notes);
+        }
+    }
+
+    fn look(&mut self, folder: &AttemptFolder, notes: &Path) {
+        if let Some(order) = read(notes, ORDER)
+            && order != self.order
+        {
+            match self.order(folder, order) {
+                Ok(()) => tracing::info!("a new order has come"),
+                Err(error) => tracing::warn!(%error, "a new order cannot be carried over; trying again"),
+            }
+        }
+        if let Some(again) = read(notes, AGAIN)
+            && again != self.again
+        {
+            match folder.ask_again() {
+                Ok(()) => self.again = again,
+                Err(error) => tracing::warn!(%error, "the wish for everything again cannot be carried over; trying again"),
+            }
+        }
+    }
+
+    fn order(&mut self, folder: &AttemptFolder, bytes: Vec<u8>) -> io::Result<()> {
+        let order: AttemptOrder = serde_json::from_slice(&bytes)?;
+        folder.write_order(&order)?;
+        self.order = bytes;
+        Ok(())
+    }
+}
+
+/// `None`: not there, or just being replaced.
+fn read(notes: &Path, name: &str) -> Option<Vec<u8>> {
+    fs::read(notes.join(name)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn order(endpoint: &str) -> Vec<u8> {
+        let order = json!({
+            "protocol": 1, "attempt": uuid::Uuid::nil(), "run_id": "run", "endpoint": endpoint, "ca_pem": "", "token": "", "token_expires_on": 0,
+            "definition": null, "snapshot_sha256": null, "environments": null, "archive_limits": null, "grace_seconds": 1, "variables": {},
+        });
+        serde_json::to_vec(&order).unwrap()
+    }
+
+    #[test]
+    fn an_order_is_carried_over_and_so_is_a_new_one() {
+        let (notes, attempt) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let folder = AttemptFolder::new(attempt.path().join("one"));
+        let error = take(folder.path(), notes.path()).unwrap_err();
+        assert!(error.message().contains("the order of the attempt cannot be read"), "{error}");
+        fs::write(notes.path().join(ORDER), order("https://a")).unwrap();
+        take(folder.path(), notes.path()).unwrap();
+        assert_eq!(folder.read_order().unwrap().endpoint, "https://a");
+
+        let mut carried = Carried { order: order("https://a"), ..Carried::default() };
+        fs::write(notes.path().join(ORDER), "half an or").unwrap();
+        carried.look(&folder, notes.path());
+        assert_eq!(folder.read_order().unwrap().endpoint, "https://a", "what cannot be read changes nothing");
+        fs::write(notes.path().join(ORDER), order("https://b")).unwrap();
+        carried.look(&folder, notes.path());
+        assert_eq!(folder.read_order().unwrap().endpoint, "https://b");
+    }
+
+    #[test]
+    fn an_agent_that_is_to_deliver_again_lives_again() {
+        let (notes, attempt) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let folder = AttemptFolder::new(attempt.path());
+        fs::write(notes.path().join(ORDER), order("https://a")).unwrap();
+        let lives = std::cell::Cell::new(0);
+        let agent = || {
+            lives.set(lives.get() + 1);
+            if lives.get() == 1 {
+                folder.ask_again().unwrap();
+            } else {
+                folder.answer_again().unwrap();
+            }
+            ExitCode::SUCCESS
+        };
+        assert_eq!(live_with(folder.path(), notes.path(), agent).unwrap(), ExitCode::SUCCESS);
+        assert_eq!(lives.get(), 2);
+    }
+
+    #[test]
+    fn what_is_wanted_again_is_wanted_once_for_each_word() {
+        let (notes, attempt) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let folder = AttemptFolder::new(attempt.path());
+        let mut carried = Carried::default();
+        fs::write(notes.path().join(AGAIN), "1").unwrap();
+        carried.look(&folder, notes.path());
+        assert!(folder.is_asked_again());
+        folder.answer_again().unwrap();
+        carried.look(&folder, notes.path());
+        assert!(!folder.is_asked_again());
+        fs::write(notes.path().join(AGAIN), "2").unwrap();
+        carried.look(&folder, notes.path());
+        assert!(folder.is_asked_again());
+    }
+}
