@@ -87,8 +87,8 @@ enum Command {
     Workspace(commands::workspace::WorkspaceArgs),
     /// List, show, build, lock, pin, prune, export and import environments
     Environments(commands::environments::EnvironmentsArgs),
-    /// List the compute targets with their load
-    Computes,
+    /// List the compute targets with their load, or show one: its machines, who holds its slots, who waits and why
+    Computes(commands::computes::ComputesArgs),
     /// Start nothing new on the server, and say when it is safe to take it down
     Drain(commands::drain::DrainArgs),
     /// Print an access token
@@ -104,6 +104,12 @@ enum Command {
     /// The process beside the user's code; started by the server
     #[command(hide = true)]
     Agent(commands::agent::AgentArgs),
+    /// One process of an MPI run; started by its launcher
+    #[command(hide = true)]
+    RankLog(commands::agent::RankLogArgs),
+    /// Copies this program into a pod; started by the server
+    #[command(hide = true)]
+    InstallAgent(commands::agent::InstallArgs),
 }
 
 /// Parses the arguments and runs the command.
@@ -111,8 +117,10 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     trainyard_server::tls::install_crypto_provider();
     // The agent builds a runtime of its own: it must be small and its main thread must live as long as the code it started.
-    if let Command::Agent(args) = &cli.command {
-        return commands::agent::run(args);
+    match &cli.command {
+        Command::Agent(args) => return commands::agent::run(args),
+        Command::RankLog(args) => return failed(&commands::agent::rank_log(args)),
+        _ => {}
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -142,7 +150,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Workspace(args) => commands::workspace::run(args, &global.connect()?, &printer).await,
         Command::Environments(args) if args.is_offline() => commands::environments::run_offline(args, global.data_dir, &printer).await,
         Command::Environments(args) => commands::environments::run(args, &global.connect()?, &printer).await,
-        Command::Computes => commands::computes::run(&global.connect()?, &printer).await,
+        Command::Computes(args) => commands::computes::run(&args, &global.connect()?, &printer).await,
         Command::Drain(args) => commands::drain::run(args, &global.connect()?, &printer).await,
         Command::Token => commands::token::run(&global.connect()?, &printer).await,
         Command::Backup(args) => commands::backup::run(args, global.data_dir, &printer).await,
@@ -150,6 +158,8 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Fsck(args) => commands::fsck::run(args, global.data_dir, &printer).await,
         Command::Doctor(args) => commands::doctor::run(args, &global.search(), &printer).await,
         Command::Agent(args) => Ok(commands::agent::run(&args)),
+        Command::RankLog(args) => Err(commands::agent::rank_log(&args)),
+        Command::InstallAgent(args) => commands::agent::install(&args),
     }
 }
 

@@ -26,6 +26,23 @@ const POLL: Duration = Duration::from_millis(300);
 /// The log that holds what the user's code prints.
 pub const DRIVER_LOG: &str = "azureml-logs/70_driver_log.txt";
 
+/// The same of the first process, of a run in several.
+const FIRST_DRIVER_LOG: &str = "azureml-logs/70_driver_log_0.txt";
+
+/// The log of what the user's code prints: of a run in several processes, that of the first one.
+pub async fn driver_log(client: &Client, run: &str) -> Result<&'static str> {
+    let details: Value = client.get_patiently(&client.azure("history/v1.0", &format!("/runs/{run}/details"))).await?;
+    let asked = &details["runDefinition"];
+    let number = |value: &Value| value.as_i64().unwrap_or(1);
+    let processes = match asked["communicator"].as_str().unwrap_or_default() {
+        "Mpi" => number(&asked["nodeCount"]) * number(&asked["mpi"]["processCountPerNode"]),
+        "ParameterServer" => number(&asked["tensorflow"]["workerCount"]) + number(&asked["tensorflow"]["parameterServerCount"]),
+        "Nccl" | "Gloo" => asked["pyTorch"]["processCount"].as_i64().unwrap_or_else(|| number(&asked["nodeCount"])),
+        _ => number(&asked["nodeCount"]),
+    };
+    Ok(if processes > 1 { FIRST_DRIVER_LOG } else { DRIVER_LOG })
+}
+
 /// How a run stands.
 pub struct Standing {
     /// The status word.

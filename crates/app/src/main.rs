@@ -2,6 +2,10 @@
 
 use std::process::ExitCode;
 
+/// A submission allocates on one thread and frees on another, which the allocator of the C library does slowly: see `docs/benchmarks.md`.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     trainyard::cli::main()
 }

@@ -17,9 +17,11 @@ use trainyard_core::{archive::ArchiveLimits, ids::ComputeName, run::RetryPolicy,
 use trainyard_engine::{
     EngineOptions, Handle, OrderSettings, Patience, Target, TargetContainers,
     container::{ContainerSettings, Login},
+    data::Datastores,
     environment::EnvironmentSettings,
     executor::{
         Executor,
+        kubernetes::{self, KubernetesExecutor, KubernetesSettings, KubernetesTarget},
         local::{
             LocalExecutor,
             gpus::{self, GpuRule, Gpus},
@@ -40,7 +42,7 @@ use url::Url;
 
 use crate::{
     curated,
-    settings::{ComputeSection, RegistrySection, Settings},
+    settings::{ComputeSection, Engine, RegistrySection, Settings},
 };
 
 /// Whether a public address is served although only the generated credentials exist.
@@ -93,7 +95,8 @@ impl Server {
         let tokens = Tokens::open(&data_dir.join("keys"), identity.tenant_id, &public_url)?;
         let sealer = Arc::new(Sealer::open(&data_dir.join("keys/seal.key"))?);
         let secrets = (tokens.clone(), Arc::clone(&sealer));
-        let engine = engine(&data_dir, settings, (store.clone(), secrets), (agent_url, authority.ca_pem().to_owned()))?;
+        let targets = targets(&data_dir, settings, identity)?;
+        let engine = engine((&data_dir, settings), targets, (store.clone(), secrets), (agent_url, authority.ca_pem().to_owned()))?;
         let state = AppState::new(Inner {
             store,
             engine,
@@ -212,13 +215,11 @@ async fn refuse_exposure(store: &Store, address: SocketAddr, exposure: Exposure)
 type Secrets = (Tokens, Arc<Sealer>);
 
 fn engine(
-    data_dir: &Path,
-    settings: &Settings,
+    (data_dir, settings): (&Path, &Settings),
+    targets: Vec<Target>,
     (store, (tokens, seal)): (Store, Secrets),
     (agent_url, ca_pem): (Url, String),
 ) -> Result<Handle> {
-    let binary = std::env::current_exe().context("the path of this program is unknown")?;
-    let targets = targets(data_dir, settings, binary)?;
     warn_unreachable(&targets, &agent_url);
     let orders = OrderSettings {
         endpoint: agent_url.as_str().trim_end_matches('/').to_owned(),
@@ -227,6 +228,7 @@ fn engine(
         archive_limits: archive_limits(settings),
         grace: Duration::from_secs(settings.server.cancel_grace_seconds),
         spool_limit_bytes: settings.server.spool_limit_bytes,
+        datastores: Arc::new(datastores(data_dir, settings)?),
     };
     let patience = Patience {
         heartbeat_limit: Duration::from_secs(settings.server.heartbeat_limit_seconds),
@@ -257,7 +259,9 @@ fn containers(section: &ComputeSection, settings: &Settings) -> TargetContainers
 }
 
 /// The compute targets of the configuration. Those on the same cluster share what drives it.
-fn targets(data_dir: &Path, settings: &Settings, binary: PathBuf) -> Result<Vec<Target>> {
+fn targets(data_dir: &Path, settings: &Settings, identity: Identity) -> Result<Vec<Target>> {
+    let binary = std::env::current_exe().context("the path of this program is unknown")?;
+    let kubernetes = kubernetes_executors(settings, identity)?;
     let gpus = gpus(settings)?;
     let local = Arc::new(LocalExecutor::new(data_dir.join("attempts"), binary.clone())?.with_gpus(Gpus::new(gpus.clone())));
     let mut clusters: BTreeMap<SlurmSettings, BTreeMap<ComputeName, SlurmWish>> = BTreeMap::new();
@@ -274,6 +278,10 @@ fn targets(data_dir: &Path, settings: &Settings, binary: PathBuf) -> Result<Vec<
         let cluster = section.slurm();
         let shared = cluster.as_ref().and_then(|cluster| Some((executors.get(cluster)?, cluster)));
         let (engine, executor, environments): (_, Arc<dyn Executor>, _) = match shared {
+            None if section.engine == Engine::Kubernetes => {
+                let executor = kubernetes[&section.kubernetes(&settings.folder)].clone();
+                ("kubernetes", executor, Some(pod_environments(data_dir, settings)?))
+            }
             Some((slurm, cluster)) => ("slurm", slurm.clone(), Some(shared_environments(data_dir, settings, &cluster.shared_dir)?)),
             None => ("local", local.clone(), None),
         };
@@ -292,9 +300,30 @@ fn targets(data_dir: &Path, settings: &Settings, binary: PathBuf) -> Result<Vec<
                 backoff_seconds: section.retry_backoff_seconds,
             },
             containers: containers(section, settings),
+            mpi: section.mpi.clone(),
         })
     };
     settings.compute.iter().map(target).collect()
+}
+
+/// What drives each cluster of the configuration. Those of targets in the same namespace are one.
+fn kubernetes_executors(settings: &Settings, identity: Identity) -> Result<BTreeMap<KubernetesSettings, Arc<KubernetesExecutor>>> {
+    let mut clusters: BTreeMap<KubernetesSettings, BTreeMap<ComputeName, KubernetesTarget>> = BTreeMap::new();
+    for (name, section) in settings.compute.iter().filter(|(_, section)| section.engine == Engine::Kubernetes) {
+        let target = section.kubernetes_target(&settings.folder).with_context(|| format!("in [compute.{name}]"))?;
+        clusters.entry(section.kubernetes(&settings.folder)).or_default().insert(ComputeName::new(name.as_str())?, target);
+    }
+    let executor = |(cluster, targets): (KubernetesSettings, _)| {
+        let executor = KubernetesExecutor::new(&cluster, identity.tenant_id.0, targets);
+        (cluster, Arc::new(executor))
+    };
+    Ok(clusters.into_iter().map(executor).collect())
+}
+
+/// Where pods build and find environments: in a folder of their own, or in the volume that is put there.
+fn pod_environments(data_dir: &Path, settings: &Settings) -> Result<EnvironmentSettings> {
+    let cache = Path::new(kubernetes::CACHE);
+    Ok(EnvironmentSettings { cache_dir: cache.join("environments"), tools_dir: cache.join("tools"), ..environments(data_dir, settings)? })
 }
 
 /// What each target gives away of this machine's GPUs. They are only looked for where a target wants some.
@@ -303,7 +332,7 @@ fn gpus(settings: &Settings) -> Result<BTreeMap<String, GpuRule>> {
     let mut rules = BTreeMap::new();
     for (name, section) in &settings.compute {
         let about = || format!("in [compute.{name}]");
-        if section.named_gpus().with_context(about)?.is_none() {
+        if section.engine != Engine::Local || section.named_gpus().with_context(about)?.is_none() {
             continue;
         }
         let present = match &present {
@@ -354,6 +383,13 @@ pub(crate) fn environments(data_dir: &Path, settings: &Settings) -> Result<Envir
         max_bytes: section.max_bytes,
         build_limit_seconds: section.build_limit_seconds,
     })
+}
+
+/// Where the data of runs is.
+fn datastores(data_dir: &Path, settings: &Settings) -> Result<Datastores> {
+    let variable = |name: &str| std::env::var(name).ok();
+    let configured = settings.datastore.iter().map(|(name, section)| (name.clone(), section.datastore(variable))).collect();
+    Ok(Datastores::new(configured, data_dir.join("datastore"))?)
 }
 
 fn archive_limits(settings: &Settings) -> ArchiveLimits {

@@ -12,15 +12,18 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 use toml::{Table, Value};
+use trainyard_engine::data::Datastores;
 
 use self::keys::{SECTIONS, check_keys, known, nearest};
 pub use self::{
     keys::{KEYS, Key, reference},
-    sections::{ComputeSection, Engine, EnvironmentsSection, RegistrySection, ServerSection, StoreSection},
+    kubernetes::KubernetesKeys,
+    sections::{ComputeSection, DatastoreSection, Engine, EnvironmentsSection, RegistrySection, ServerSection, StoreSection},
 };
 use crate::curated::CuratedSection;
 
 mod keys;
+mod kubernetes;
 mod sections;
 
 /// The whole configuration, with defaults filled in.
@@ -35,6 +38,8 @@ pub struct Settings {
     pub environments: EnvironmentsSection,
     /// `[compute.NAME]`
     pub compute: BTreeMap<String, ComputeSection>,
+    /// `[datastore.NAME]`
+    pub datastore: BTreeMap<String, DatastoreSection>,
     /// `[registry.NAME]`, by host.
     pub registry: BTreeMap<String, RegistrySection>,
     /// `[curated.NAME]`
@@ -82,6 +87,10 @@ impl Settings {
         for (name, section) in &self.compute {
             trainyard_core::ids::ComputeName::new(name.as_str()).with_context(|| format!("in [compute.{name}]"))?;
             section.check().with_context(|| format!("in [compute.{name}]"))?;
+        }
+        for (name, section) in &self.datastore {
+            let one = [(name.clone(), section.datastore(|_| None))].into();
+            Datastores::new(one, PathBuf::new()).map(drop).with_context(|| format!("in [datastore.{name}]"))?;
         }
         Ok(())
     }
@@ -210,6 +219,48 @@ mod tests {
         ] {
             let text = message(load(&format!("[compute.gpu]\n{text}"), &[]));
             assert!(text.contains("[compute.gpu]") && text.contains(part), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_kubernetes_target_needs_two_images_and_says_what_cannot_be_meant() {
+        let images = "engine = \"kubernetes\"\nimage = \"python:3.11\"\nagent_image = \"trainyard\"\n";
+        let text = format!(
+            "[compute.gpu]\n{images}cpus = 0.5\nmemory = \"2Gi\"\ngpus = 2\nnode_selector = {{ zone = \"a\" }}\nvolumes = [\"pvc:data:/data\"]\n"
+        );
+        let settings = load(&text, &[]).unwrap();
+        let target = settings.compute["gpu"].kubernetes_target(Path::new("/etc")).unwrap();
+        assert_eq!((target.wish.cpus.as_deref(), target.wish.memory.as_deref(), target.wish.gpus), (Some("0.5"), Some("2Gi"), Some(2)));
+        assert_eq!((settings.compute["gpu"].slots(), target.gpu_resource.as_str()), (kubernetes::KUBERNETES_SLOTS, "nvidia.com/gpu"));
+        for (text, part) in [
+            ("engine = \"kubernetes\"\nimage = \"a\"\n".to_owned(), "`agent_image` is missing"),
+            (format!("{images}partition = \"gpu\"\n"), "for Slurm only"),
+            (format!("{images}memory = \"lots\"\n"), "Memory: `lots`"),
+            (format!("{images}gpus = \"all\"\n"), "say how many each run gets"),
+            (format!("{images}volumes = [\"data:/data\"]\n"), "is no volume"),
+            ("namespace = \"ml\"\n".to_owned(), "for Kubernetes only"),
+            ("engine = \"slurm\"\nshared_dir = \"/s\"\ncpus = 0.5\n".to_owned(), "must be a whole number"),
+        ] {
+            let text = message(load(&format!("[compute.gpu]\n{text}"), &[]));
+            assert!(text.contains("[compute.gpu]") && text.contains(part), "{text}");
+        }
+    }
+
+    #[test]
+    fn datastores_are_read_and_checked_and_their_keys_do_not_show() {
+        let file = "[datastore.images]\nurl = \"s3://bucket/images\"\naccess_key_id = \"k\"\nsecret_access_key = \"hunter2\"\nread_only = true\n\
+                    [datastore.web]\nurl = \"https://u:hunter2@h/x\"\n";
+        let settings = load(file, &[]).unwrap();
+        assert_eq!(settings.datastore.keys().collect::<Vec<_>>(), ["images", "web"]);
+        assert!(!format!("{settings:?}").contains("hunter2"));
+        for (text, part) in [
+            ("url = \"data\"\n", "`url` is `data`: expected an absolute path"),
+            ("url = \"s3://b\"\naccess_key_id = \"k\"\n", "go together"),
+            ("url = \"/x\"\nreadonly = true\n", "did you mean `read_only`?"),
+            ("read_only = true\n", "missing field `url`"),
+        ] {
+            let text = message(load(&format!("[datastore.d]\n{text}"), &[]));
+            assert!(text.contains(part), "{text}");
         }
     }
 

@@ -7,7 +7,13 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{container::ContainerSpec, environment::EnvironmentSpec, ids::ComputeName, run::RetryWish, slurm::SlurmWish};
+pub use self::distribution::{Communication, Distribution, TorchBackend};
+use crate::{
+    container::ContainerSpec, data::DataSpec, environment::EnvironmentSpec, ids::ComputeName, kubernetes::KubernetesWish, run::RetryWish,
+    slurm::SlurmWish,
+};
+
+pub mod distribution;
 
 /// Everything needed to execute a run, apart from its snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +45,15 @@ pub struct Definition {
     /// What it asks of Slurm, where its target is one and its configuration says something else.
     #[serde(default, skip_serializing_if = "SlurmWish::is_empty")]
     pub slurm: SlurmWish,
+    /// What it asks of Kubernetes, likewise.
+    #[serde(default, skip_serializing_if = "KubernetesWish::is_empty")]
+    pub kubernetes: KubernetesWish,
+    /// On how many nodes, in how many processes, and how these talk.
+    #[serde(default, skip_serializing_if = "Distribution::is_single")]
+    pub distribution: Distribution,
+    /// The data that it reads and writes.
+    #[serde(default, skip_serializing_if = "DataSpec::is_empty")]
+    pub data: DataSpec,
 }
 
 /// What is started in the working directory, which is a copy of the snapshot.

@@ -6,11 +6,13 @@
 pub mod access;
 pub mod archive;
 pub mod container;
+pub mod data;
 pub mod definition;
 pub mod environment;
 pub mod error;
 pub mod filter;
 pub mod ids;
+pub mod kubernetes;
 pub mod plan;
 pub mod run;
 pub mod slurm;

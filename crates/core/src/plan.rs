@@ -2,12 +2,17 @@
 //!
 //! As many runs as a target has free slots: higher priorities first; within a priority a slot goes to the user who holds the fewest of the
 //! target's slots, and among the user's experiments to the one that holds the fewest, so that whoever submits a thousand runs
-//! keeps nobody else waiting for all of them; then first in, first out. The engine gives [`plan`] the head of each share's queue (as
+//! keeps nobody else waiting for all of them; then first in, first out. A run takes as many slots as it says, all at once or none: when the one
+//! whose turn it is does not fit, nothing behind it is admitted until it does, so that small runs never keep a large one waiting for ever. One that
+//! could not fit if everything were free holds nobody back. The engine gives [`plan`] the head of each share's queue (as
 //! many runs as it could possibly admit), writes the intents for what comes back, and calls it again whenever something
 //! changed. Why a run waits is derived on demand from a few counts by [`waiting`], so that a queue of a hundred
 //! thousand runs costs nothing per pass.
 
-use std::{cmp::Reverse, collections::BTreeMap};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use crate::ids::{ComputeName, ExperimentId, RunId, WorkspaceId};
 
@@ -35,6 +40,8 @@ pub struct QueuedRun {
     pub created_us: i64,
     /// Not admitted before this, microseconds since the epoch: it failed, and is tried again.
     pub not_before_us: Option<i64>,
+    /// How many slots it takes, at least 1.
+    pub slots: u32,
 }
 
 /// One compute target and the head of its queue.
@@ -42,9 +49,9 @@ pub struct QueuedRun {
 pub struct TargetView {
     /// Its name.
     pub name: ComputeName,
-    /// How many runs it executes at once.
+    /// Its slots.
     pub slots: u32,
-    /// How many it executes now, for each share that has some.
+    /// How many slots are taken now, for each share that has some.
     pub busy: BTreeMap<Share, u32>,
     /// Waiting runs, in any order.
     pub queue: Vec<QueuedRun>,
@@ -66,25 +73,44 @@ pub fn plan(targets: &[TargetView], now_us: i64) -> Vec<Admission> {
     targets.iter().flat_map(|target| admissions(target, now_us)).collect()
 }
 
+/// Whether the `admissions` of `views` are what they would be if the views held the whole queues, and not only the first `depth` runs of each share: they
+/// are unless all that was known of some share's queue was used up.
+pub fn is_certain(views: &[TargetView], admissions: &[Admission], depth: u32) -> bool {
+    let admitted: BTreeSet<(WorkspaceId, &RunId)> = admissions.iter().map(|admission| (admission.workspace, &admission.run)).collect();
+    views.iter().all(|view| {
+        let mut known: BTreeMap<&Share, (u32, u32)> = BTreeMap::new();
+        for run in &view.queue {
+            let (all, used) = known.entry(&run.share).or_default();
+            *all += 1;
+            *used += u32::from(admitted.contains(&(run.share.workspace, &run.run)));
+        }
+        known.values().all(|(all, used)| *all < depth || used < all)
+    })
+}
+
 fn admissions(target: &TargetView, now_us: i64) -> Vec<Admission> {
     let mut held = Held::of(&target.busy);
-    let free = target.slots.saturating_sub(held.slots);
-    let mut queues = queues(&target.queue, now_us);
+    let mut queues = queues(target, now_us);
     let mut admissions = Vec::new();
-    for _ in 0..free {
+    loop {
         let heads = queues.iter().filter_map(|(share, queue)| Some((*share, *queue.last()?)));
         let Some((share, next)) = heads.min_by_key(|(share, run)| (Reverse(run.priority), held.by(share), queue_key(run))) else { break };
+        if next.slots.max(1) > target.slots.saturating_sub(held.slots) {
+            // What is free is kept for it: a smaller run behind it would take its place for ever.
+            break;
+        }
         admissions.push(Admission { target: target.name.clone(), workspace: next.share.workspace, run: next.run.clone() });
-        held.add(share);
+        held.take(share, next.slots.max(1));
         queues.get_mut(share).map(Vec::pop);
     }
     admissions
 }
 
-/// The runs of each share that may be admitted at `now_us`, the next one last.
-fn queues(queue: &[QueuedRun], now_us: i64) -> BTreeMap<&Share, Vec<&QueuedRun>> {
+/// The runs of each share that may be admitted at `now_us` and could be if everything were free, the next one last.
+fn queues(target: &TargetView, now_us: i64) -> BTreeMap<&Share, Vec<&QueuedRun>> {
     let mut queues: BTreeMap<&Share, Vec<&QueuedRun>> = BTreeMap::new();
-    for run in queue.iter().filter(|run| run.not_before_us.is_none_or(|at| at <= now_us)) {
+    let fits = |run: &&QueuedRun| run.slots <= target.slots && run.not_before_us.is_none_or(|at| at <= now_us);
+    for run in target.queue.iter().filter(fits) {
         queues.entry(&run.share).or_default().push(run);
     }
     for queue in queues.values_mut() {
@@ -107,10 +133,6 @@ impl<'a> Held<'a> {
             held.take(share, *count);
         }
         held
-    }
-
-    fn add(&mut self, share: &'a Share) {
-        self.take(share, 1);
     }
 
     fn take(&mut self, share: &'a Share, count: u32) {
@@ -140,6 +162,8 @@ pub struct WaitFacts {
     pub slots: Option<u32>,
     /// Busy slots.
     pub busy: u32,
+    /// How many slots the run takes.
+    pub needs: u32,
     /// Waiting runs of a higher priority, or of the same and older; counted up to [`AHEAD_COUNTED`].
     pub ahead: u32,
     /// Whether the server is drained: nothing is admitted anywhere.
@@ -187,10 +211,17 @@ pub fn waiting(facts: &WaitFacts) -> WaitReason {
         let message = format!("target `{target}` has no slots; its configuration says slots = 0");
         return WaitReason { code: "NoSlots", message };
     }
+    let needs = facts.needs.max(1);
+    if needs > slots {
+        let message = format!(
+            "takes {needs} slots at once, and target `{target}` has {slots}; the run waits until its configuration says more or the run is cancelled"
+        );
+        return WaitReason { code: "NoSlots", message };
+    }
     if let Some(Backoff { seconds, reason }) = &facts.backoff {
         return WaitReason { code: "RetryBackoff", message: format!("is tried again in {seconds} s: {reason}") };
     }
-    if facts.busy < slots && facts.ahead == 0 {
+    if facts.busy.saturating_add(needs) <= slots && facts.ahead == 0 {
         return WaitReason { code: "Admitting", message: format!("next on target `{target}`: a slot is free") };
     }
     let ahead = match facts.ahead {
@@ -202,7 +233,8 @@ pub fn waiting(facts: &WaitFacts) -> WaitReason {
     // In the order of submission; who of them goes first depends on what everybody holds when a slot is free.
     let turns = if facts.ahead == 0 { "" } else { "; users and their experiments take turns" };
     let busy = facts.busy;
-    let message = format!("waits for a slot on target `{target}`: {busy} of {slots} busy, {ahead}{turns}");
+    let what = if needs == 1 { "a slot".to_owned() } else { format!("{needs} slots at once") };
+    let message = format!("waits for {what} on target `{target}`: {busy} of {slots} busy, {ahead}{turns}");
     WaitReason { code: "WaitingForSlot", message }
 }
 
@@ -218,7 +250,7 @@ mod tests {
     }
 
     fn queued(run: &str, priority: i64, created_us: i64) -> QueuedRun {
-        QueuedRun { share: share("ann", 1), run: RunId::new(run).unwrap(), priority, created_us, not_before_us: None }
+        QueuedRun { share: share("ann", 1), run: RunId::new(run).unwrap(), priority, created_us, not_before_us: None, slots: 1 }
     }
 
     fn of(share: &Share, run: &str, created_us: i64) -> QueuedRun {
@@ -265,6 +297,28 @@ mod tests {
         assert_eq!(admitted(&[held]), ["bob-0", "bob-1"]);
     }
 
+    proptest! {
+        /// What the engine relies on when it reads only the beginnings of queues.
+        #[test]
+        fn a_certain_plan_is_that_of_the_whole_queues(
+            slots in 0..12u32, depth in 1..6usize, runs in prop::collection::vec((0..3usize, 0..3i64), 0..40)
+        ) {
+            let users = ["ann", "bob", "cid"];
+            let whole: Vec<_> = (0..).zip(&runs).map(|(at, (user, priority))| {
+                QueuedRun { priority: *priority, ..of(&share(users[*user], 1), &format!("r{at}"), at) }
+            }).collect();
+            let mut cut = whole.clone();
+            cut.sort_by_key(|run| (Reverse(run.priority), run.created_us));
+            let mut seen: BTreeMap<Share, usize> = BTreeMap::new();
+            cut.retain(|run| { let seen = seen.entry(run.share.clone()).or_default(); *seen += 1; *seen <= depth });
+            let (whole, cut) = ([target(slots, 0, whole)], [target(slots, 0, cut)]);
+            let planned = plan(&cut, 100);
+            if is_certain(&cut, &planned, depth as u32) {
+                prop_assert_eq!(planned, plan(&whole, 100));
+            }
+        }
+    }
+
     #[test]
     fn the_experiments_of_a_user_share_what_the_user_gets() {
         let (sweep, paper) = (share("ann", 1), share("ann", 2));
@@ -280,7 +334,48 @@ mod tests {
         assert_eq!(admitted(&[target(2, 0, queue)]), ["urgent-1", "urgent-2"]);
     }
 
+    #[test]
+    fn a_run_on_several_nodes_gets_all_of_its_slots_or_none_and_keeps_what_is_free_for_itself() {
+        let gang = |run: &str, at: i64, slots: u32| QueuedRun { slots, ..queued(run, 0, at) };
+        assert_eq!(admitted(&[target(4, 0, vec![gang("four", 1, 4), gang("one", 2, 1)])]), ["four"]);
+        assert!(admitted(&[target(4, 1, vec![gang("four", 1, 4), gang("one", 2, 1)])]).is_empty(), "nobody slips in before it");
+        assert_eq!(admitted(&[target(4, 1, vec![gang("one", 1, 1), gang("four", 2, 4), gang("two", 3, 1)])]), ["one"]);
+        assert_eq!(admitted(&[target(4, 1, vec![gang("five", 1, 5), gang("one", 2, 1)])]), ["one"], "what never fits holds nobody back");
+    }
+
     proptest! {
+        /// Whatever comes behind it: a run on several nodes begins once those that ran before it have ended.
+        #[test]
+        fn small_runs_never_keep_a_large_one_waiting_for_ever(
+            slots in 2..7u32, gang in 2..7u32, arrivals in prop::collection::vec((0..3usize, 1..3u32), 40..60)
+        ) {
+            prop_assume!(gang <= slots);
+            let users = ["ann", "bob", "cid"];
+            let gang = QueuedRun { slots: gang, ..of(&share("dot", 1), "gang", 10) };
+            let (mut queue, mut running): (Vec<QueuedRun>, Vec<QueuedRun>) = (vec![gang], Vec::new());
+            for (turn, (user, slots_of_it)) in arrivals.into_iter().enumerate() {
+                // More small runs than there is room for, always.
+                for n in 0..4 {
+                    let small = of(&share(users[user], 1), &format!("s{turn}-{n}"), 20 + turn as i64);
+                    queue.push(QueuedRun { slots: slots_of_it.min(slots), ..small });
+                }
+                let mut busy = BTreeMap::new();
+                for run in &running {
+                    *busy.entry(run.share.clone()).or_default() += run.slots;
+                }
+                let view = TargetView { busy, slots, ..target(0, 0, queue.clone()) };
+                for admission in plan(&[view], 100) {
+                    let at = queue.iter().position(|queued| queued.run == admission.run).unwrap();
+                    running.push(queue.remove(at));
+                }
+                prop_assert!(running.iter().map(|run| run.slots).sum::<u32>() <= slots);
+                if !running.is_empty() {
+                    running.remove(0);
+                }
+            }
+            prop_assert!(queue.iter().all(|queued| queued.run.as_str() != "gang"), "it still waits");
+        }
+
         #[test]
         fn within_a_priority_nobody_gets_a_slot_while_somebody_with_two_fewer_waits(
             slots in 0..8u32, runs in prop::collection::vec((0..4usize, 0..5i64), 0..24), held in prop::collection::vec(0..4u32, 4)
@@ -325,14 +420,17 @@ mod tests {
 
     #[test]
     fn every_waiting_run_is_told_why() {
-        let facts =
-            |slots, busy, ahead| WaitFacts { target: ComputeName::new("gpu").unwrap(), slots, busy, ahead, drained: false, backoff: None };
+        let target = ComputeName::new("gpu").unwrap();
+        let facts = |slots, busy, ahead| WaitFacts { target: target.clone(), slots, busy, needs: 1, ahead, drained: false, backoff: None };
         let backoff = Some(Backoff { seconds: 7, reason: "the machine went away".into() });
         let cases = [
             (WaitFacts { drained: true, ..facts(Some(1), 0, 0) }, "Drained", "trainyard drain --end"),
             (WaitFacts { backoff, ..facts(Some(1), 0, 0) }, "RetryBackoff", "in 7 s: the machine went away"),
             (facts(None, 0, 0), "TargetMissing", "not in the server's configuration"),
             (facts(Some(0), 0, 0), "NoSlots", "slots = 0"),
+            (WaitFacts { needs: 3, ..facts(Some(2), 0, 0) }, "NoSlots", "takes 3 slots at once, and target `gpu` has 2"),
+            (WaitFacts { needs: 2, ..facts(Some(4), 3, 0) }, "WaitingForSlot", "waits for 2 slots at once on target `gpu`: 3 of 4 busy"),
+            (WaitFacts { needs: 2, ..facts(Some(4), 2, 0) }, "Admitting", "a slot is free"),
             (facts(Some(2), 1, 0), "Admitting", "a slot is free"),
             (facts(Some(2), 2, 0), "WaitingForSlot", "2 of 2 busy, no run is ahead"),
             (facts(Some(2), 2, 1), "WaitingForSlot", "1 run is ahead"),

@@ -157,6 +157,8 @@ pub enum RunEvent {
         attempt: AttemptId,
         /// The limit, in seconds.
         limit_seconds: u64,
+        /// Of which of its nodes, where it has several.
+        node: Option<u32>,
     },
     /// The attempt was heard again.
     Heard {
@@ -340,12 +342,16 @@ pub fn transition(run: &Run, event: &RunEvent) -> Result<Change, Refused> {
             (S::Completed | S::Failed | S::Canceled, _) => Err(Refused::AlreadySo),
             (S::Finalizing, None) | (S::NotStarted | S::Queued | S::Starting | S::Preparing | S::Running, _) => Err(refused()),
         },
-        RunEvent::Silent { attempt, limit_seconds } => {
+        RunEvent::Silent { attempt, limit_seconds, node } => {
             fence(run, *attempt)?;
             match run.state {
                 S::Starting | S::Preparing | S::Running | S::Finalizing if run.silent => Err(Refused::AlreadySo),
                 S::Starting | S::Preparing | S::Running | S::Finalizing => {
-                    let entry = TimelineEntry::run("NotResponding", json!({ "AttemptId": attempt, "LimitSeconds": limit_seconds }));
+                    let mut data = json!({ "AttemptId": attempt, "LimitSeconds": limit_seconds });
+                    if let Some(node) = node {
+                        data["Node"] = json!(node);
+                    }
+                    let entry = TimelineEntry::run("NotResponding", data);
                     Ok(Change { silent: true, ..keep(run.state, AttemptChange::None, entry) })
                 }
                 S::NotStarted | S::Queued | S::Completed | S::Failed | S::Canceled => Err(refused()),

@@ -29,6 +29,7 @@ use trainyard_store::Store;
 
 use crate::{
     container::ContainerSettings,
+    data::Datastores,
     environment::EnvironmentSettings,
     executor::Executor,
     heartbeat::{Attendance, Heartbeats},
@@ -66,6 +67,8 @@ pub struct Target {
     pub environments: Option<EnvironmentSettings>,
     /// Whether and how its runs go into containers.
     pub containers: TargetContainers,
+    /// What starts the processes of MPI runs there: `mpirun`, or `srun:TYPE`.
+    pub mpi: Option<String>,
 }
 
 /// Containers on a target.
@@ -129,6 +132,8 @@ pub struct OrderSettings {
     pub grace: Duration,
     /// How much of a log may wait in an agent's spool, in bytes.
     pub spool_limit_bytes: u64,
+    /// Where the data of runs is.
+    pub datastores: Arc<Datastores>,
 }
 
 /// How long silence is borne.
@@ -157,6 +162,7 @@ pub(crate) struct Shared {
     violations: std::sync::Mutex<Vec<(&'static str, u64)>>,
     waits: std::sync::Mutex<HashMap<AttemptId, WaitReason>>,
     targets: Vec<Target>,
+    datastores: Arc<Datastores>,
     full: BTreeMap<ComputeName, AtomicBool>,
     stop: CancellationToken,
     task: std::sync::Mutex<Option<JoinHandle<()>>>,
@@ -177,6 +183,7 @@ impl Handle {
             waits: std::sync::Mutex::default(),
             full: options.targets.iter().map(|target| (target.name.clone(), AtomicBool::new(false))).collect(),
             targets: options.targets.clone(),
+            datastores: Arc::clone(&options.orders.datastores),
             stop: CancellationToken::new(),
             task: std::sync::Mutex::new(None),
         });
@@ -200,10 +207,10 @@ impl Handle {
         }
     }
 
-    /// The agent of `attempt` said something, whatever it was.
-    pub fn heard(&self, attempt: AttemptId) {
+    /// The agent on `node` of `attempt` said something, whatever it was.
+    pub fn heard(&self, attempt: AttemptId, node: u32) {
         // The run says NotResponding: it should not do so for another second.
-        if self.shared.heartbeats.heard(attempt, Instant::now()) > self.shared.heartbeat_limit {
+        if self.shared.heartbeats.heard((attempt, node), Instant::now()) > self.shared.heartbeat_limit {
             self.wake();
         }
     }
@@ -241,9 +248,19 @@ impl Handle {
         &self.shared.targets
     }
 
+    /// Where the data of runs is.
+    pub fn datastores(&self) -> &Datastores {
+        &self.shared.datastores
+    }
+
     /// The compute target of that name.
     pub fn target(&self, name: &str) -> Option<&Target> {
         self.shared.targets.iter().find(|target| target.name.as_str() == name)
+    }
+
+    /// How many slots of its target a run with this definition takes, all at once.
+    pub fn slots(&self, definition: &Definition) -> u32 {
+        self.target(definition.target.as_str()).map_or(1, |target| target.executor.slots(definition)).max(1)
     }
 
     /// What `attempt` waits for in the queue of its engine; `None`: it does not.

@@ -4,11 +4,18 @@
 //! Every call is idempotent on the attempt's id, because the reconciler repeats them after a crash. An executor never decides what
 //! an observation means for the run: `pass::attempts` does.
 
+pub mod kubernetes;
 pub mod local;
 pub mod slurm;
 
 use futures_util::future::BoxFuture;
-use trainyard_core::{Result, definition::Definition, ids::AttemptId, plan::WaitReason, run::Cause};
+use trainyard_core::{
+    Result,
+    definition::Definition,
+    ids::{AttemptId, ComputeName},
+    plan::WaitReason,
+    run::Cause,
+};
 use trainyard_wire::native::AttemptOrder;
 
 /// What the engine sees of an attempt in the outside world.
@@ -42,6 +49,45 @@ pub enum Observation {
     Collected,
 }
 
+/// A machine of an engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Machine {
+    /// What the engine calls it.
+    pub name: String,
+    /// What it is at.
+    pub state: MachineState,
+    /// The engine's own words about that, e.g. `mixed`, or `drained: bad disk`.
+    pub says: String,
+}
+
+/// What a machine is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum MachineState {
+    /// Nothing runs on it.
+    Idle,
+    /// Something runs on it, of this server or of others.
+    Running,
+    /// It is being started.
+    Preparing,
+    /// It is given no new work.
+    Leaving,
+    /// It is down, or cannot be reached.
+    Unusable,
+}
+
+impl MachineState {
+    /// A bounded word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Running => "running",
+            Self::Preparing => "preparing",
+            Self::Leaving => "leaving",
+            Self::Unusable => "unusable",
+        }
+    }
+}
+
 /// One engine: the machines behind compute targets.
 pub trait Executor: Send + Sync {
     /// Whether the engine would take a run with this definition, asked before the run is stored. A sentence for the run's warnings where the
@@ -52,6 +98,20 @@ pub trait Executor: Send + Sync {
     fn check<'a>(&'a self, definition: &'a Definition) -> BoxFuture<'a, Result<Option<String>>> {
         let _ = definition;
         Box::pin(async { Ok(None) })
+    }
+
+    /// The machines behind `target`, in the order of their names; `None`: the engine does not tell. Asked whenever somebody looks at the target, so an
+    /// engine that is slow remembers its answer for some seconds.
+    fn machines<'a>(&'a self, target: &'a ComputeName) -> BoxFuture<'a, Result<Option<Vec<Machine>>>> {
+        let _ = target;
+        Box::pin(async { Ok(None) })
+    }
+
+    /// How many slots of its target a run with this definition takes, all at once. One, where the engine has machines of its own and gives a run as
+    /// many as it wants.
+    fn slots(&self, definition: &Definition) -> u32 {
+        let _ = definition;
+        1
     }
 
     /// Called at the beginning of a pass over attempts: an engine that is asked for all of them at once begins to do so. Does not wait.

@@ -5,6 +5,7 @@
 pub mod agent;
 mod clock;
 pub mod container;
+pub mod data;
 mod engine;
 pub mod environment;
 pub mod executor;

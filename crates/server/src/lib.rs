@@ -9,6 +9,7 @@ pub mod auth;
 mod azureml;
 pub mod bootstrap;
 pub mod clock;
+mod computes;
 mod context;
 pub mod curated;
 mod failure;

@@ -18,10 +18,13 @@ use http::Method;
 use crate::{
     auth::{endpoints, guard},
     azureml::{
-        arm, artifacts, batch, computes, content, details, discovery, environment_builds, environments, events, execution, experiments,
-        lists, run_token, runs, tags,
+        arm, artifacts, batch, computes, content, datastores, details, discovery, environment_builds, environments, events, execution,
+        experiments, lists, run_token, runs, tags,
     },
-    native::{apps, attempts, drain, environments as native_environments, health, logs, runs as native_runs, whoami, workspaces},
+    native::{
+        apps, attempts, computes as native_computes, drain, environments as native_environments, health, logs, nodes, runs as native_runs,
+        whoami, workspaces,
+    },
     state::AppState,
 };
 
@@ -54,7 +57,7 @@ pub fn route_list() -> Vec<RouteInfo> {
 
 /// The list. Add a line to the section of its prefix.
 pub(crate) fn table() -> Routes {
-    [operations, authentication, management, native, agents, history, execution, environment_service, artifacts, content]
+    [operations, authentication, management, native, agents, history, execution, environment_service, data, artifacts, content]
         .into_iter()
         .fold(Routes::default(), |routes, section| section(routes))
 }
@@ -84,7 +87,7 @@ fn authentication(routes: Routes) -> Routes {
 
 /// The part of resource management that clients call (azureml-wire B).
 fn management(routes: Routes) -> Routes {
-    routes
+    let routes = routes
         .get(Access::Public, "/discovery", discovery::services)
         .get(Access::Public, "/discovery/workspaces/{workspace_id}", discovery::services)
         .get(Access::Token, "/subscriptions", arm::list_subscriptions)
@@ -96,11 +99,21 @@ fn management(routes: Routes) -> Routes {
             arm::list_workspaces,
         )
         .get(Access::Token, "{WS}", arm::get_workspace)
-        .get(Access::Token, "/rp/workspaces{WS}", arm::get_workspace)
-        .get(Access::Token, "{WS}/computes", computes::list)
-        .get(Access::Token, "{WS}/computes/{compute}", computes::get)
-        .get(Access::Token, "/rp/workspaces{WS}/computes", computes::list)
-        .get(Access::Token, "/rp/workspaces{WS}/computes/{compute}", computes::get)
+        .get(Access::Token, "/rp/workspaces{WS}", arm::get_workspace);
+    // The SDK asks resource management or its mirror, as it likes. Compute targets come from the configuration: nothing changes them.
+    ["{WS}", "/rp/workspaces{WS}"].into_iter().fold(routes, |routes, base| {
+        let at = |rest: &str| format!("{base}/computes{rest}");
+        let routes = routes
+            .get(Access::Token, &at(""), computes::list)
+            .get(Access::Token, &at("/{compute}"), computes::get)
+            .put(Access::Token, &at("/{compute}"), computes::change)
+            .patch(Access::Token, &at("/{compute}"), computes::change)
+            .delete(Access::Token, &at("/{compute}"), computes::change)
+            .post(Access::Token, &at("/{compute}/listNodes"), computes::nodes);
+        ["start", "stop", "restart", "resize", "listKeys"]
+            .into_iter()
+            .fold(routes, |routes, verb| routes.post(Access::Token, &at(&format!("/{{compute}}/{verb}")), computes::change))
+    })
 }
 
 /// This server's own API.
@@ -115,7 +128,8 @@ fn native(routes: Routes) -> Routes {
         .post(Access::Token, "/api/v1/apps/{client_id}/rotate", apps::rotate)
         .get(Access::Token, "/api/v1/drain", drain::get)
         .put(Access::Token, "/api/v1/drain", drain::put)
-        .get(Access::Token, "/api/v1{W}/computes", native_runs::computes)
+        .get(Access::Token, "/api/v1{W}/computes", native_computes::list)
+        .get(Access::Token, "/api/v1{W}/computes/{compute}", native_computes::get)
         .get(Access::Token, "/api/v1/environments", native_environments::list_all)
         .get(Access::Token, "/api/v1/environments/{hash}", native_environments::get_any)
         .get(Access::Token, "/api/v1/environments/{hash}/lock", native_environments::lock_of_any)
@@ -137,6 +151,8 @@ fn agents(routes: Routes) -> Routes {
         .get(Access::Token, "/api/v1/attempts/{attempt}/instruction", attempts::instruction)
         .get(Access::Token, "/api/v1/attempts/{attempt}/token", attempts::token)
         .post(Access::Token, "/api/v1/attempts/{attempt}/report", attempts::report)
+        .post(Access::Token, "/api/v1/attempts/{attempt}/nodes/{node}", nodes::tell)
+        .get(Access::Token, "/api/v1/attempts/{attempt}/nodes", nodes::list)
         .put(Access::Token, "/api/v1/attempts/{attempt}/logs/{*path}", attempts::append_log)
         .post(Access::Token, "/api/v1/attempts/{attempt}/logs/{*path}", attempts::seal_log)
         .put_file(Access::Token, "/api/v1/attempts/{attempt}/outputs/{*path}", attempts::put_output)
@@ -206,6 +222,24 @@ fn environment_service(routes: Routes) -> Routes {
         .get(Access::Token, "/environment/v1.0{WS}/environments", environments::list)
         .get(Access::Token, "/environment/v1.0{WS}/environments/{name}/labels/{label}", environments::by_label)
         .get(Access::Token, "/environment/v1.0{WS}/builds/{run}", environment_builds::status)
+}
+
+/// Datastores, which come from the configuration, and datasets, of which there are none (azureml-wire E.3).
+fn data(routes: Routes) -> Routes {
+    routes
+        .get(Access::Token, "/datastore/v1.0{WS}/datastores", datastores::list)
+        .post(Access::Token, "/datastore/v1.0{WS}/datastores", datastores::change)
+        .delete(Access::Token, "/datastore/v1.0{WS}/datastores", datastores::change)
+        .get(Access::Token, "/datastore/v1.0{WS}/datastores/{datastore}", datastores::get)
+        .put(Access::Token, "/datastore/v1.0{WS}/datastores/{datastore}", datastores::change)
+        .delete(Access::Token, "/datastore/v1.0{WS}/datastores/{datastore}", datastores::change)
+        .get(Access::Token, "/datastore/v1.0{WS}/default", datastores::get_default)
+        .put(Access::Token, "/datastore/v1.0{WS}/default/{datastore}", datastores::change)
+        .get(Access::Token, "/dataset/v1.0{WS}/datasets", datastores::list_datasets)
+        .post(Access::Token, "/dataset/v1.0{WS}/datasets", datastores::change_dataset)
+        .get(Access::Token, "/dataset/v1.0{WS}/datasets/{*path}", datastores::get_dataset)
+        .post(Access::Token, "/dataset/v1.0{WS}/saveddatasets", datastores::change_dataset)
+        .get(Access::Token, "/dataset/v1.0{WS}/saveddatasets/{*path}", datastores::get_dataset)
 }
 
 /// Artifacts of runs (azureml-wire C.9).

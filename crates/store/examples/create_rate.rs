@@ -174,6 +174,9 @@ async fn place(store: &Store) -> Result<Arc<RunRecord>, Failure> {
         container: None,
         retries: RetryWish::default(),
         slurm: Default::default(),
+        kubernetes: Default::default(),
+        distribution: Default::default(),
+        data: Default::default(),
     };
     let id = RunId::new("template")?;
     Ok(Arc::new(RunRecord {
@@ -233,5 +236,5 @@ fn new_run(place: &RunRecord, n: u64) -> trainyard_core::Result<NewRun> {
         ..place.clone()
     };
     let snapshot = NewSnapshot { id: snapshot, digest: Digest::new("cd".repeat(32))?, size_bytes: 100_000 };
-    Ok(NewRun { record, first_event: TimelineEntry::run("Queued", json!({})), snapshot: Some(snapshot) })
+    Ok(NewRun { record, first_event: TimelineEntry::run("Queued", json!({})), snapshot: Some(snapshot), slots: 1 })
 }

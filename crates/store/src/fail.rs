@@ -31,7 +31,7 @@ const fn fallible(name: &'static str, between: &'static str) -> FailPoint {
 /// All of them, in the order of a run's life.
 pub const FAIL_POINTS: &[FailPoint] = &[
     point("upload.staged", "the archive is staged and checked; nothing is stored"),
-    fallible("blob.written", "a blob's bytes are on disk; its folder is not synced"),
+    fallible("blob.written", "a blob's bytes are written; they, or the folder of a large one, are not synced"),
     point("submit.blob_committed", "the snapshot's blob is durable; no row names it"),
     point("store.written", "a transaction's rows are written; it is not committed"),
     point("store.committed", "a transaction is committed; nobody was told"),

@@ -6,11 +6,13 @@
 pub mod apps;
 pub mod archive;
 pub mod artifacts;
+pub mod attempt_nodes;
 pub mod attempts;
 pub mod backup;
 pub mod blobs;
 mod cache;
 pub mod check;
+pub mod computes;
 mod create;
 mod db;
 pub mod ends;

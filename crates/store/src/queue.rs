@@ -45,20 +45,33 @@ pub struct LiveRun {
     pub definition: Option<Definition>,
 }
 
+/// The slots of a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FreeSlots {
+    /// How many are free: no more runs than that are read of each share.
+    pub free: u32,
+    /// How many there are.
+    pub all: u32,
+}
+
 impl Store {
-    /// For each target with its number of free slots: of every share the waiting runs that could get one at `now_us`, in the order of the
-    /// share. Targets without free slots or without such runs are left out.
+    /// For each target with its number of free slots and of all its slots: of every share the waiting runs that could get some at `now_us`, in the
+    /// order of the share. Targets without free slots or without such runs are left out, and so are runs that take more than there are.
     ///
-    /// Costs two index lookups and a few rows for every share that waits, whatever the length of its queue.
-    pub async fn queue_heads(&self, free: &[(ComputeName, u32)], now_us: i64) -> Result<Vec<(ComputeName, Vec<QueuedRun>)>> {
+    /// Costs an index lookup and a few rows for every share that waits, whatever the length of its queue.
+    pub async fn queue_heads(&self, free: &[(ComputeName, FreeSlots)], now_us: i64) -> Result<Vec<(ComputeName, Vec<QueuedRun>)>> {
         let mut conn = self.reader().await?;
         let mut heads = Vec::new();
-        for (target, slots) in free.iter().filter(|(_, slots)| *slots > 0) {
+        for (target, slots) in free.iter().filter(|(_, slots)| slots.free > 0) {
             let mut queue = Vec::new();
-            let mut share = next_share(&mut conn, target, None).await?;
-            while let Some(this) = share {
-                queue.extend(head_of_share(&mut conn, (target, &this), *slots, now_us).await?);
-                share = next_share(&mut conn, target, Some(&this)).await?;
+            let mut after = None;
+            loop {
+                let (heads, last) = next_heads(&mut conn, (target, after.as_ref()), *slots, now_us).await?;
+                queue.extend(heads);
+                if last.is_none() {
+                    break;
+                }
+                after = last;
             }
             if !queue.is_empty() {
                 heads.push((target.clone(), queue));
@@ -67,10 +80,10 @@ impl Store {
         Ok(heads)
     }
 
-    /// How many runs are in execution (`Starting` to `Finalizing`) on each target, by whose they are.
+    /// How many slots the runs in execution (`Starting` to `Finalizing`) take on each target, by whose they are.
     pub async fn busy_shares(&self) -> Result<BTreeMap<ComputeName, BTreeMap<Share, u32>>> {
         let sql = Sql::new(
-            "select target, created_by, workspace, experiment, count(*) from runs \
+            "select target, created_by, workspace, experiment, cast(sum(slots) as bigint) from runs \
              where state in ('Starting', 'Preparing', 'Running', 'Finalizing') \
              and ownership = 'Managed' and target is not null group by target, created_by, workspace, experiment",
         );
@@ -84,10 +97,10 @@ impl Store {
         Ok(busy)
     }
 
-    /// How many runs are in execution (`Starting` to `Finalizing`) on each target that has some.
+    /// How many slots the runs in execution (`Starting` to `Finalizing`) take on each target that has some.
     pub async fn busy_slots(&self) -> Result<BTreeMap<ComputeName, u32>> {
         let sql = Sql::new(
-            "select target, count(*) from runs where state in ('Starting', 'Preparing', 'Running', 'Finalizing') \
+            "select target, cast(sum(slots) as bigint) from runs where state in ('Starting', 'Preparing', 'Running', 'Finalizing') \
              and ownership = 'Managed' and target is not null group by target",
         );
         let rows = self.reader().await?.fetch_all(sql).await?;
@@ -97,6 +110,16 @@ impl Store {
                 Ok((row.parse()?, count(row.int()?)))
             })
             .collect()
+    }
+
+    /// How many runs are in execution (`Starting` to `Finalizing`) on targets.
+    pub async fn executing_count(&self) -> Result<u64> {
+        let sql = Sql::new(
+            "select count(*) from runs where state in ('Starting', 'Preparing', 'Running', 'Finalizing') \
+             and ownership = 'Managed' and target is not null",
+        );
+        let row = self.reader().await?.fetch_optional(sql).await?;
+        row.ok_or_else(|| Error::internal("a count gave no row"))?.columns().int().map(|number| u64::from(count(number)))
     }
 
     /// How many runs wait for each target that has some.
@@ -157,39 +180,51 @@ impl Store {
     }
 }
 
-/// The share after `after` (or the first one) that has a run waiting for `target`.
-async fn next_share(conn: &mut Conn, target: &ComputeName, after: Option<&Share>) -> Result<Option<Share>> {
-    let mut sql =
-        Sql::new("select created_by, workspace, experiment from runs where state = 'Queued' and target = $1").bind(target.as_str());
+/// The first runs of the shares after `after` (or of the first ones) that may be admitted at `now_us`, of each as many as there are free slots, as far as
+/// one page reaches; and the last of these shares, unless no more follow.
+async fn next_heads(
+    conn: &mut Conn,
+    (target, after): (&ComputeName, Option<&Share>),
+    slots: FreeSlots,
+    now_us: i64,
+) -> Result<(Vec<QueuedRun>, Option<Share>)> {
+    let mut sql = Sql::new(
+        "select created_by, workspace, experiment, id, priority, created_us, not_before_us, slots from runs \
+         where state = 'Queued' and target = $1 and (not_before_us is null or not_before_us <= $2) and slots <= $3",
+    )
+    .bind(target.as_str())
+    .bind(now_us)
+    .bind(i64::from(slots.all));
     if let Some(after) = after {
         sql.push(" and (created_by, workspace, experiment) > (");
         sql.push_value(after.user.as_str()).push(", ").push_value(after.workspace.to_string());
         sql.push(", ").push_value(after.experiment.to_string()).push(")");
     }
-    sql.push(" order by created_by, workspace, experiment limit 1");
-    conn.fetch_optional(sql).await?.map(|row| share(&mut row.columns())).transpose()
+    sql.push(" order by created_by, workspace, experiment, priority desc, created_us, id limit ").push_value(i64::from(slots.free));
+    let rows = conn.fetch_all(sql).await?;
+    let mut heads = rows.iter().map(queued).collect::<Result<Vec<_>>>()?;
+    if rows.len() < slots.free as usize {
+        return Ok((heads, None));
+    }
+    // The page is full: of its last share there may be more than it holds. The next page begins with that share, unless it fills a page by itself.
+    let is_one_share = heads.first().map(|first| &first.share) == heads.last().map(|last| &last.share);
+    if !is_one_share && let Some(last) = heads.last().map(|last| last.share.clone()) {
+        heads.retain(|queued| queued.share != last);
+    }
+    let last = heads.last().map(|last| last.share.clone());
+    Ok((heads, last))
 }
 
-/// The first `limit` runs of a share that may be admitted at `now_us`.
-async fn head_of_share(conn: &mut Conn, (target, share): (&ComputeName, &Share), limit: u32, now_us: i64) -> Result<Vec<QueuedRun>> {
-    let sql = Sql::new(
-        "select id, priority, created_us, not_before_us from runs where state = 'Queued' and target = $1 \
-         and created_by = $2 and workspace = $3 and experiment = $4 and (not_before_us is null or not_before_us <= $5) \
-         order by priority desc, created_us, id limit $6",
-    )
-    .bind(target.as_str())
-    .bind(share.user.as_str())
-    .bind(share.workspace.to_string())
-    .bind(share.experiment.to_string())
-    .bind(now_us)
-    .bind(i64::from(limit));
-    let rows = conn.fetch_all(sql).await?;
-    let queued = |row: &Row| {
-        let mut row = row.columns();
-        let (run, priority) = (row.parse()?, row.int()?);
-        Ok(QueuedRun { share: share.clone(), run, priority, created_us: row.int()?, not_before_us: row.opt_int()? })
-    };
-    rows.iter().map(queued).collect()
+fn queued(row: &Row) -> Result<QueuedRun> {
+    let mut row = row.columns();
+    Ok(QueuedRun {
+        share: share(&mut row)?,
+        run: row.parse()?,
+        priority: row.int()?,
+        created_us: row.int()?,
+        not_before_us: row.opt_int()?,
+        slots: count(row.int()?),
+    })
 }
 
 fn share(row: &mut Columns<'_>) -> Result<Share> {

@@ -42,7 +42,7 @@ const SELECT_ONE: &str = concat!(run_columns!(), " from runs r", run_joins!(), "
 /// Writes what [`encode`] gives. What a new run never has (silence, retries, a cancel) is left to the defaults of the columns.
 pub(crate) const INSERT: &str = "insert into runs (workspace, id, uuid, number, experiment, parent, root, ownership, state, desired, version, \
      attempt, cause, created_us, started_us, ended_us, priority, target, name, display_name, description, run_type, script_name, \
-     cancel_reason, hidden, created_by, properties, tags, extra, warnings, error, snapshot, environment, request_digest) values ";
+     cancel_reason, hidden, created_by, properties, tags, extra, warnings, error, snapshot, environment, request_digest, slots) values ";
 
 impl Store {
     /// A run with everything that is known of it.
@@ -121,7 +121,7 @@ pub(crate) fn decode(row: &Row) -> Result<RunRecord> {
 }
 
 /// The row of a new run, with its number.
-pub(crate) fn encode(record: &RunRecord, number: i64) -> Result<Vec<Value>> {
+pub(crate) fn encode(record: &RunRecord, number: i64, slots: u32) -> Result<Vec<Value>> {
     Ok(vec![
         record.workspace.to_string().into(),
         record.id.as_str().into(),
@@ -157,6 +157,7 @@ pub(crate) fn encode(record: &RunRecord, number: i64) -> Result<Vec<Value>> {
         record.snapshot.map(|id| id.to_string()).into(),
         record.environment.as_ref().map(EnvironmentHash::as_str).into(),
         record.request_digest.as_ref().map(Digest::as_str).into(),
+        i64::from(slots).into(),
     ])
 }
 

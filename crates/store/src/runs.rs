@@ -137,6 +137,8 @@ pub struct NewRun {
     pub first_event: TimelineEntry,
     /// Its code, when it has some; the blob must be stored before.
     pub snapshot: Option<NewSnapshot>,
+    /// How many of its target's slots it takes, all at once; at least 1.
+    pub slots: u32,
 }
 
 /// The snapshot of a new run; a snapshot that is there already is kept.

@@ -3,6 +3,7 @@
 pub mod arm;
 pub mod artifacts;
 pub mod data_bindings;
+pub mod datastores;
 pub mod definition;
 pub mod environments;
 pub mod error;

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
+pub mod computes;
+
 /// `{"error": {"kind": "...", "message": "...", "target": null}}`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ErrorBody {
@@ -132,9 +134,12 @@ pub struct Attempt {
     pub number: i64,
     /// The compute target.
     pub target: String,
-    /// The node, once its agent has reported.
+    /// The node, once its agent has reported; of an attempt on several nodes the first one.
     #[serde(default)]
     pub node: Option<String>,
+    /// The nodes of an attempt on several, as far as their agents have reported.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nodes: Vec<Node>,
     /// RFC 3339: when the intent was stored.
     pub intended: String,
     /// RFC 3339: when the user's code started.
@@ -274,21 +279,6 @@ pub struct Pruned {
     pub downloads_bytes: u64,
 }
 
-/// `GET {W}/computes`: a list of these.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Compute {
-    /// Name.
-    pub name: String,
-    /// `local`.
-    pub engine: String,
-    /// How many runs at once.
-    pub slots: u32,
-    /// How many now.
-    pub busy: u32,
-    /// How many wait.
-    pub queued: u64,
-}
-
 // ---- what an agent says; all with the run-scoped token, under /api/v1/attempts/{attempt} ----
 
 /// `POST /api/v1/attempts/{attempt}/report`: what the agent is doing. Repeating a report is harmless.
@@ -335,6 +325,70 @@ pub enum Report {
         /// What could not be kept, a sentence each; for the run's warnings.
         warnings: Vec<String>,
     },
+}
+
+/// `POST /api/v1/attempts/{attempt}/nodes/{node}`: what the agent of one of an attempt's nodes tells the others. Repeating it is harmless, and a
+/// node never goes back. Answered with [`Nodes`], as is `GET /api/v1/attempts/{attempt}/nodes?after={n}&wait={seconds}`, which waits until
+/// [`Nodes::progress`] is beyond `n`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeWord {
+    /// Where the other nodes reach it.
+    pub host: String,
+    /// Ports that it keeps free for its processes, by their local ranks.
+    #[serde(default)]
+    pub ports: Vec<u16>,
+    /// How far it has got.
+    pub phase: NodePhase,
+    /// What ended it, or is ending it, as `core::run::Cause`; `None` where it did not end, or ended only because another node had.
+    #[serde(default)]
+    pub cause: Option<Value>,
+    /// How long ago that was, in microseconds.
+    #[serde(default)]
+    pub ended_ago_us: Option<i64>,
+}
+
+/// How far a node has got, in rising order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NodePhase {
+    /// Its agent is at work.
+    Preparing,
+    /// Everything is there that its processes need.
+    Ready,
+    /// Those of its processes that have an end have come to it.
+    Done,
+    /// None of its processes is left.
+    Ended,
+    /// Its logs and outputs are with the server.
+    Collected,
+}
+
+/// What the nodes of an attempt have said.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nodes {
+    /// Grows with everything that is said.
+    pub progress: u64,
+    /// The nodes that have said something, by number.
+    pub nodes: Vec<Node>,
+}
+
+/// A node of an attempt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// 0, 1, ...
+    pub node: u32,
+    /// Where the other nodes reach it.
+    pub host: String,
+    /// Ports that it keeps free for its processes, by their local ranks.
+    pub ports: Vec<u16>,
+    /// How far it has got.
+    pub phase: NodePhase,
+    /// What ended it, as `core::run::Cause`.
+    #[serde(default)]
+    pub cause: Option<Value>,
+    /// When it ended, microseconds since the epoch by the server's clock.
+    #[serde(default)]
+    pub ended_us: Option<i64>,
 }
 
 /// Answer to every report.
@@ -415,6 +469,9 @@ pub struct AttemptOrder {
     /// How containers are run, with logins at registries, as `engine::container::ContainerSettings`; null: as an older server left it out.
     #[serde(default)]
     pub containers: Value,
+    /// Where the definition's data is, with credentials, as `engine::data::DataAccess`; null: it has none.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub data: Value,
     /// Limits of the archive, as `core::archive::ArchiveLimits`.
     pub archive_limits: Value,
     /// Variables of azureml-wire F.1 and F.2 that the server knows: scope, ids, endpoints.
@@ -433,6 +490,9 @@ pub struct AttemptOrder {
     /// How much of a log may wait for a server that can't be reached, in bytes; beyond, its middle is cut out.
     #[serde(default = "default_spool_limit_bytes")]
     pub spool_limit_bytes: u64,
+    /// What starts the processes of an MPI run: `mpirun` (the default), or `srun:TYPE`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mpi: Option<String>,
 }
 
 fn default_heartbeat_seconds() -> u64 {
@@ -443,8 +503,12 @@ fn default_spool_limit_bytes() -> u64 {
     1 << 30
 }
 
-/// The version of [`AttemptOrder`] and of the agent's routes that this binary speaks.
-pub const AGENT_PROTOCOL: u32 = 1;
+/// The version of [`AttemptOrder`] and of the agent's routes that this binary speaks. 2: attempts on several nodes, and in several processes.
+pub const AGENT_PROTOCOL: u32 = 2;
+
+/// The version that an attempt of one process needs. Its order and its agent's requests say no more than that, so that an agent of the binary
+/// before this one understands them, and the other way round.
+pub const SINGLE_AGENT_PROTOCOL: u32 = 1;
 
 /// The oldest version of the agent's protocol that this binary still understands: agents of the binary before it may be alive when the
 /// server is replaced.
@@ -452,6 +516,9 @@ pub const OLDEST_AGENT_PROTOCOL: u32 = 1;
 
 /// The header in which an agent names the version that it speaks, with every request. An agent that sends none speaks version 1.
 pub const AGENT_PROTOCOL_HEADER: &str = "x-trainyard-agent-protocol";
+
+/// The header in which the agent of an attempt's node other than 0 names that node, with every request.
+pub const AGENT_NODE_HEADER: &str = "x-trainyard-node";
 
 /// The header of a log's answer that names the attempt whose log it is. A client that goes on reading sends it back as `attempt=`.
 pub const LOG_ATTEMPT_HEADER: &str = "x-trainyard-attempt";

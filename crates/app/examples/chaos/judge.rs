@@ -193,7 +193,9 @@ impl Case<'_> {
             Cause::SnapshotFailed { .. } | Cause::EnvironmentFailed { .. } => {
                 need(trouble, "a snapshot and an environment that are ready: the disk was not full")
             }
-            Cause::OutOfMemory { .. } | Cause::NodeLost { .. } | Cause::Reported { .. } => Err("nothing that did not happen here".into()),
+            Cause::OutOfMemory { .. } | Cause::NodeLost { .. } | Cause::Reported { .. } | Cause::Part { .. } | Cause::DataFailed { .. } => {
+                Err("nothing that did not happen here".into())
+            }
         }
     }
 

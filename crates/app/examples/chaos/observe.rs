@@ -8,7 +8,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::Value;
 use trainyard::client::{ApiError, Client};
 use trainyard_core::run::Cause;
-use trainyard_wire::native::{Attempt, Compute, Event};
+use trainyard_wire::native::{Attempt, Event, computes::Compute};
 
 use crate::{plan::RunPlan, world::TARGET};
 

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::{
     client::Client,
-    follow::{self, BUILD_LOG, DRIVER_LOG},
+    follow::{self, BUILD_LOG},
     printer::{self, Printer},
 };
 
@@ -18,9 +18,9 @@ pub struct LogsArgs {
     /// Go on until the run has ended; the exit code says whether it completed
     #[arg(long, short)]
     follow: bool,
-    /// Which log
-    #[arg(long, default_value = DRIVER_LOG, value_name = "PATH")]
-    file: String,
+    /// Which log [default: what the code prints; of a run in several processes, the first one]
+    #[arg(long, value_name = "PATH")]
+    file: Option<String>,
     /// The log of the environment's build
     #[arg(long, conflicts_with = "file")]
     build: bool,
@@ -28,12 +28,16 @@ pub struct LogsArgs {
 
 /// Prints the log.
 pub async fn run(args: LogsArgs, client: &Client, printer: &Printer) -> Result<ExitCode> {
-    let file = if args.build { BUILD_LOG } else { args.file.as_str() };
+    let file = match &args.file {
+        Some(file) => file.as_str(),
+        None if args.build => BUILD_LOG,
+        None => follow::driver_log(client, &args.run).await?,
+    };
     if !args.follow {
         follow::log_so_far(client, &args.run, file, printer::bytes).await?;
         return Ok(ExitCode::SUCCESS);
     }
-    if file == DRIVER_LOG {
+    if args.file.is_none() && !args.build {
         follow::until_started(client, &args.run, printer).await?;
     }
     follow::log(client, &args.run, file, printer::bytes).await?;

@@ -62,10 +62,7 @@ impl Page {
         fact("preparing", run["preparation"]["message"].as_str().unwrap_or_default().to_owned());
         fact("waits", run["queueingInfo"]["message"].as_str().unwrap_or_default().to_owned());
         // The last that is known: of the run's end, or of the attempt before the one that is waited for.
-        fact(
-            "cause",
-            self.events.iter().rev().map(|event| text(&event.data["Cause"], "kind")).find(|kind| !kind.is_empty()).unwrap_or_default(),
-        );
+        fact("cause", self.events.iter().rev().map(|event| kind(&event.data["Cause"])).find(|kind| !kind.is_empty()).unwrap_or_default());
         fact("because", run["error"]["error"]["message"].as_str().unwrap_or_default().to_owned());
         fact("target", text(run, "target"));
         fact("script", text(run, "scriptName"));
@@ -79,11 +76,14 @@ impl Page {
             fact("warning", text(warning, "message"));
         }
         for attempt in &self.attempts {
-            let cause = attempt.cause.as_ref().map(|cause| text(cause, "kind")).unwrap_or_default();
+            let cause = attempt.cause.as_ref().map(kind).unwrap_or_default();
             fact(
                 "attempt",
                 format!("{} {} {} {cause}", attempt.number, attempt.id, attempt.node.as_deref().unwrap_or_default()).trim_end().to_owned(),
             );
+        }
+        for node in self.attempts.last().iter().flat_map(|attempt| &attempt.nodes) {
+            fact("node", format!("{} {} {}", node.node, node.host, json!(node.phase).as_str().unwrap_or_default()));
         }
         let named = &self.details["runDefinition"]["environment"];
         fact(
@@ -109,4 +109,10 @@ impl Page {
         }
         page
     }
+}
+
+/// The kind of a cause; of one part of a run on several nodes, how it ended.
+fn kind(cause: &Value) -> String {
+    let kind = text(cause, "kind");
+    if kind == "part" { text(&cause["cause"], "kind") } else { kind }
 }

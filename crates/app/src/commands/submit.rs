@@ -17,7 +17,7 @@ use tokio_util::io::ReaderStream;
 use crate::{
     client::Client,
     environment_flags::{EnvironmentFlags, member},
-    follow::{self, DRIVER_LOG, text},
+    follow::{self, text},
     printer::{self, Printer},
     project::Project,
 };
@@ -91,7 +91,7 @@ pub async fn run(args: SubmitArgs, client: &Client, printer: &Printer) -> Result
     if args.follow {
         printer.note(&format!("run {run}"));
         follow::until_started(client, &run, printer).await?;
-        follow::log(client, &run, DRIVER_LOG, printer::bytes).await?;
+        follow::log(client, &run, follow::driver_log(client, &run).await?, printer::bytes).await?;
     } else if args.wait {
         follow::until_started(client, &run, printer).await?;
     } else {

@@ -144,12 +144,12 @@ pub const KEYS: &[Key] = &[
         "compute.NAME",
         "engine",
         "\"local\"",
-        "What executes the runs of this target: `local` (processes on the server's machine) or `slurm` (jobs; see `deploy/slurm/README.md`).",
+        "What executes the runs of this target: `local` (processes on the server's machine), `slurm` (jobs; see `deploy/slurm/README.md`) or `kubernetes` (jobs; see `deploy/kubernetes/README.md`).",
     ),
     key(
         "compute.NAME",
         "slots",
-        "the number of cores; 1000 with Slurm, which has a queue of its own",
+        "the number of cores; 1000 with Slurm and 500 with Kubernetes, which have queues of their own",
         "How many runs at once, those in the engine's own queue included. 0 holds every run back.",
     ),
     key(
@@ -204,6 +204,33 @@ pub const KEYS: &[Key] = &[
     ),
     key("registry.NAME", "password", "none", "Password or token of that user; never shown."),
     key(
+        "datastore.NAME",
+        "url",
+        "none; needed",
+        "Where the datastore `NAME` of definitions is (`docs/data.md`): an absolute path that the nodes see, `http(s)://…`, or `s3://bucket/prefix`. Every workspace has `workspaceblobstore`, a folder in the data directory for runs on the server's machine, unless a section says where it is.",
+    ),
+    key("datastore.NAME", "read_only", "false", "Whether runs may only read it."),
+    key(
+        "datastore.NAME",
+        "endpoint",
+        "Amazon's",
+        "S3: the address of the service, e.g. `\"http://minio.example:9000\"`; else `AWS_ENDPOINT_URL` of the server.",
+    ),
+    key("datastore.NAME", "region", "`AWS_REGION` of the server", "S3: the region."),
+    key(
+        "datastore.NAME",
+        "access_key_id",
+        "`AWS_ACCESS_KEY_ID` of the server",
+        "S3: the name of the key. Without any, the node's own role is used.",
+    ),
+    key(
+        "datastore.NAME",
+        "secret_access_key",
+        "`AWS_SECRET_ACCESS_KEY` of the server",
+        "S3: the key; never shown. Runs that use the datastore can read it.",
+    ),
+    key("datastore.NAME", "session_token", "`AWS_SESSION_TOKEN` of the server", "S3: the session of the key; never shown."),
+    key(
         "compute.NAME",
         "shared_dir",
         "none; Slurm needs one",
@@ -219,8 +246,18 @@ pub const KEYS: &[Key] = &[
     key("compute.NAME", "qos", "Slurm's own", "Slurm: the QOS (`Slurm.Qos`)."),
     key("compute.NAME", "time_limit", "Slurm's own", "Slurm: the time limit of a job, as `sbatch --time` takes it (`Slurm.TimeLimit`)."),
     key("compute.NAME", "gres", "none", "Slurm: generic resources, e.g. `\"gpu:1\"` (`Slurm.Gres`)."),
-    key("compute.NAME", "memory", "Slurm's own", "Slurm: memory of the node, e.g. `\"16G\"` (`Slurm.Memory`)."),
-    key("compute.NAME", "cpus", "Slurm's own", "Slurm: CPUs of the run (`Slurm.Cpus`)."),
+    key(
+        "compute.NAME",
+        "memory",
+        "Slurm's own",
+        "Slurm: memory of the node, e.g. `\"16G\"` (`Slurm.Memory`). Kubernetes: memory of the pod, requested and the most that it may use, e.g. `\"16Gi\"` (`Kubernetes.Memory`).",
+    ),
+    key(
+        "compute.NAME",
+        "cpus",
+        "Slurm's own",
+        "Slurm: CPUs of the run (`Slurm.Cpus`). Kubernetes: CPUs that the pod requests, e.g. `4` or `\"500m\"` (`Kubernetes.Cpus`).",
+    ),
     key("compute.NAME", "constraint", "none", "Slurm: features that the node must have (`Slurm.Constraint`)."),
     key(
         "compute.NAME",
@@ -232,7 +269,7 @@ pub const KEYS: &[Key] = &[
         "compute.NAME",
         "gpus",
         "\"none\"",
-        "Local: which NVIDIA GPUs its runs get, each run its own: `all`, or their numbers, `\"0,1\"`. They are counted when the server starts, and `slots` is what they suffice for unless it says less. Once one target gives GPUs away, runs of targets without this key see none.",
+        "Local: which NVIDIA GPUs its runs get, each run its own: `all`, or their numbers, `\"0,1\"`. They are counted when the server starts, and `slots` is what they suffice for unless it says less. Once one target gives GPUs away, runs of targets without this key see none. Kubernetes: how many GPUs each pod gets (`Kubernetes.Gpus`).",
     ),
     key("compute.NAME", "gpus_per_run", "1", "Local: how many of them each run gets."),
     key("compute.NAME", "slurm_bin", "where PATH finds them", "Slurm: the folder of `sbatch`, `squeue`, `sacct` and `scancel`."),
@@ -242,10 +279,82 @@ pub const KEYS: &[Key] = &[
         "none",
         "Slurm: run its commands on this login node, as `ssh` takes it (`\"user@login\"`), without a password; the user must own the shared folder.",
     ),
+    key(
+        "compute.NAME",
+        "mpi",
+        "\"mpirun\"",
+        "Slurm: what starts the processes of MPI runs: the `mpirun` of the environment or of the nodes, or `srun` with a type of `srun --mpi=list` (`\"srun:pmix\"`).",
+    ),
+    key(
+        "compute.NAME",
+        "kubeconfig",
+        "`$KUBECONFIG`, `~/.kube/config`, or the service account of the pod that the server runs in",
+        "Kubernetes: the file that says where the cluster is and who asks, relative to the folder of this file. Targets with the same cluster, context and namespace share one connection.",
+    ),
+    key("compute.NAME", "context", "the file's current one", "Kubernetes: the context in that file."),
+    key("compute.NAME", "namespace", "that of the context", "Kubernetes: the namespace of Jobs, pods and Secrets. Servers may share one."),
+    key(
+        "compute.NAME",
+        "image",
+        "none; Kubernetes needs one",
+        "Kubernetes: the image of runs whose definition enables none. It needs a C library that this program runs with.",
+    ),
+    key(
+        "compute.NAME",
+        "agent_image",
+        "none; Kubernetes needs one",
+        "Kubernetes: an image with this program as `/trainyard` (`deploy/container`); it is copied into every pod, beside the run's own image.",
+    ),
+    key("compute.NAME", "image_pull_secrets", "[]", "Kubernetes: names of Secrets with logins at registries."),
+    key(
+        "compute.NAME",
+        "image_wait_seconds",
+        "300",
+        "Kubernetes: how long an image that cannot be had, or a container that cannot be made, is waited for before the attempt has failed.",
+    ),
+    key(
+        "compute.NAME",
+        "service_account",
+        "none",
+        "Kubernetes: as whom the code may speak to Kubernetes. Without it, it has no token for that.",
+    ),
+    key(
+        "compute.NAME",
+        "node_selector",
+        "none",
+        "Kubernetes: labels that the node must have, `{ zone = \"a\" }` (`Kubernetes.NodeSelector`).",
+    ),
+    key(
+        "compute.NAME",
+        "tolerations",
+        "[]",
+        "Kubernetes: taints that are put up with, each as `\"key=value:Effect\"`, `\"key:Effect\"` or `\"key\"` (`Kubernetes.Tolerations`).",
+    ),
+    key("compute.NAME", "priority_class", "the cluster's own", "Kubernetes: the priority class of pods (`Kubernetes.PriorityClass`)."),
+    key("compute.NAME", "gpu_resource", "\"nvidia.com/gpu\"", "Kubernetes: what GPUs are called there."),
+    key(
+        "compute.NAME",
+        "volumes",
+        "[]",
+        "Kubernetes: what the code sees beside its own: `pvc:NAME:/path[:ro]`, `host:/from:/path[:ro]`, `configmap:NAME:/path`, `secret:NAME:/path`, `nfs:SERVER:/from:/path[:ro]`.",
+    ),
+    key(
+        "compute.NAME",
+        "cache_volume",
+        "none",
+        "Kubernetes: where environments are kept, `pvc:NAME` (one that many pods may write), `host:/from` or `nfs:SERVER:/from`. Without it every pod builds its own.",
+    ),
+    key(
+        "compute.NAME",
+        "pod_template",
+        "none",
+        "Kubernetes: a YAML file with `metadata` and `spec` that is laid over every pod, relative to the folder of this file; `deploy/kubernetes/README.md` says how.",
+    ),
 ];
 
 /// Every section; one that ends in `.NAME` stands for many.
-pub(super) const SECTIONS: [&str; 6] = ["server", "store", "environments", "curated.NAME", "registry.NAME", "compute.NAME"];
+pub(super) const SECTIONS: [&str; 7] =
+    ["server", "store", "environments", "curated.NAME", "registry.NAME", "datastore.NAME", "compute.NAME"];
 
 /// Whether the tables of this section have names.
 pub(super) fn has_names(section: &str) -> bool {

@@ -1,18 +1,24 @@
 //! The sections of the configuration and their defaults.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Result, bail};
 use serde::Deserialize;
-use trainyard_core::{container::ContainerPolicy, run::RetryPolicy, slurm::SlurmWish};
+use trainyard_core::{container::ContainerPolicy, data::Medium, run::RetryPolicy, slurm::SlurmWish};
 use trainyard_engine::{
     container::EngineChoice,
+    data::{Datastore, DatastoreAccess, S3Keys},
     environment::{EnvironmentSettings, PythonFallback},
     executor::{
         local::gpus::{Gpu, GpuRule},
         slurm::SlurmSettings,
     },
 };
+
+use super::kubernetes::{KUBERNETES_SLOTS, KubernetesKeys, optional_text_or_number, text_or_number};
 
 /// `[server]`
 #[derive(Clone, Debug, Deserialize)]
@@ -179,6 +185,8 @@ pub struct ComputeSection {
     pub container_arguments: Vec<String>,
     /// See [`KEYS`](super::KEYS).
     pub container_volumes: Vec<String>,
+    /// See [`KEYS`](super::KEYS).
+    #[serde(deserialize_with = "text_or_number")]
     pub gpus: String,
     /// See [`KEYS`](super::KEYS).
     pub gpus_per_run: u32,
@@ -197,7 +205,8 @@ pub struct ComputeSection {
     /// See [`KEYS`](super::KEYS).
     pub memory: Option<String>,
     /// See [`KEYS`](super::KEYS).
-    pub cpus: Option<u32>,
+    #[serde(deserialize_with = "optional_text_or_number")]
+    pub cpus: Option<String>,
     /// See [`KEYS`](super::KEYS).
     pub constraint: Option<String>,
     /// See [`KEYS`](super::KEYS).
@@ -206,6 +215,11 @@ pub struct ComputeSection {
     pub slurm_bin: Option<PathBuf>,
     /// See [`KEYS`](super::KEYS).
     pub ssh: Option<String>,
+    /// See [`KEYS`](super::KEYS).
+    pub mpi: Option<String>,
+    /// The keys that are for Kubernetes.
+    #[serde(flatten)]
+    pub kubernetes: KubernetesKeys,
 }
 
 impl Default for ComputeSection {
@@ -237,6 +251,8 @@ impl Default for ComputeSection {
             sbatch_arguments: Vec::new(),
             slurm_bin: None,
             ssh: None,
+            mpi: None,
+            kubernetes: KubernetesKeys::default(),
         }
     }
 }
@@ -257,8 +273,53 @@ impl std::fmt::Debug for RegistrySection {
     }
 }
 
+/// `[datastore.NAME]`
+#[derive(Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DatastoreSection {
+    /// See [`KEYS`](super::KEYS).
+    pub url: String,
+    /// See [`KEYS`](super::KEYS).
+    #[serde(default)]
+    pub read_only: bool,
+    /// See [`KEYS`](super::KEYS).
+    pub endpoint: Option<String>,
+    /// See [`KEYS`](super::KEYS).
+    pub region: Option<String>,
+    /// See [`KEYS`](super::KEYS).
+    pub access_key_id: Option<String>,
+    /// See [`KEYS`](super::KEYS).
+    pub secret_access_key: Option<String>,
+    /// See [`KEYS`](super::KEYS).
+    pub session_token: Option<String>,
+}
+
+impl std::fmt::Debug for DatastoreSection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The URL may hold credentials.
+        f.debug_struct("DatastoreSection").field("read_only", &self.read_only).finish_non_exhaustive()
+    }
+}
+
+impl DatastoreSection {
+    /// What runs open; keys that are not given are taken from `variable`, the server's own.
+    pub fn datastore(&self, variable: impl Fn(&str) -> Option<String>) -> Datastore {
+        let own = S3Keys {
+            endpoint: self.endpoint.clone(),
+            region: self.region.clone(),
+            access_key_id: self.access_key_id.clone(),
+            secret_access_key: self.secret_access_key.clone(),
+            session_token: self.session_token.clone(),
+        };
+        let access = if self.read_only { DatastoreAccess::Read } else { DatastoreAccess::ReadWrite };
+        // Only a bucket is opened with keys.
+        let keys = if Medium::of(&self.url) == Some(Medium::S3) { own.or_from(variable) } else { S3Keys::default() };
+        Datastore { url: self.url.clone(), access, keys }
+    }
+}
+
 /// `gpus` of a target that gives none away.
-const NO_GPUS: &str = "none";
+pub(super) const NO_GPUS: &str = "none";
 
 /// Runs of one target that may be in Slurm at once, unless the configuration says otherwise: most clusters take some thousands of a user.
 pub(super) const SLURM_SLOTS: u32 = 1000;
@@ -270,6 +331,7 @@ impl ComputeSection {
         self.slots.unwrap_or_else(|| match self.engine {
             Engine::Local => u32::try_from(cores()).unwrap_or(u32::MAX),
             Engine::Slurm => SLURM_SLOTS,
+            Engine::Kubernetes => KUBERNETES_SLOTS,
         })
     }
 
@@ -282,7 +344,7 @@ impl ComputeSection {
             time_limit: self.time_limit.clone(),
             gres: self.gres.clone(),
             memory: self.memory.clone(),
-            cpus: self.cpus,
+            cpus: self.cpus.as_deref().and_then(|cpus| cpus.parse().ok()),
             constraint: self.constraint.clone(),
             arguments: self.sbatch_arguments.clone(),
         }
@@ -334,18 +396,27 @@ impl ComputeSection {
         if self.gpus_per_run == 0 {
             bail!("`gpus_per_run` is 0: it must be at least 1");
         }
-        let gives_gpus = self.named_gpus()?.is_some();
-        if gives_gpus && self.engine != Engine::Local {
-            bail!("`gpus` is for `engine = \"local\"` only; with Slurm say `gres`");
+        if self.engine == Engine::Slurm && self.named_gpus()?.is_some() {
+            bail!("`gpus` is not for `engine = \"slurm\"`; say `gres`");
+        }
+        if self.engine != Engine::Kubernetes && self.kubernetes != KubernetesKeys::default() {
+            bail!("it has keys that are for Kubernetes only, and `engine` is not \"kubernetes\"");
         }
         let wish = self.slurm_wish();
         match self.engine {
             Engine::Local => {
-                if !wish.is_empty() || self.shared_dir.is_some() || self.slurm_bin.is_some() || self.ssh.is_some() {
+                self.named_gpus()?;
+                if !wish.is_empty() || self.shared_dir.is_some() || self.slurm_bin.is_some() || self.ssh.is_some() || self.mpi.is_some() {
                     bail!("it has keys that are for Slurm only, and `engine` is not \"slurm\"");
                 }
             }
             Engine::Slurm => {
+                let kind = |mpi: &str| mpi == "mpirun" || mpi.strip_prefix("srun:").is_some_and(|kind| !kind.is_empty());
+                if let Some(mpi) = self.mpi.as_deref().filter(|mpi| !kind(mpi)) {
+                    bail!(
+                        "`mpi` is \"{mpi}\"; it must be \"mpirun\", or \"srun:\" with a type that `srun --mpi=list` knows, e.g. \"srun:pmix\""
+                    );
+                }
                 let Some(shared) = &self.shared_dir else { bail!("`engine` is \"slurm\" and `shared_dir` is missing") };
                 if !shared.is_absolute() {
                     bail!("`shared_dir` is `{}`: it must be an absolute path", shared.display());
@@ -353,7 +424,19 @@ impl ComputeSection {
                 if self.ssh.as_deref().is_some_and(|login| login.is_empty() || login.starts_with('-')) {
                     bail!("`ssh` must be `user@host`, a host, or a name in the configuration of ssh");
                 }
+                if self.cpus.is_some() && wish.cpus.is_none() {
+                    bail!("`cpus` is `{}`: with Slurm it must be a whole number", self.cpus.as_deref().unwrap_or_default());
+                }
                 wish.check().map_err(|error| anyhow::anyhow!("{}: {error}", error.target().unwrap_or_default()))?;
+            }
+            Engine::Kubernetes => {
+                let shared = SlurmWish { memory: None, cpus: None, ..wish };
+                if !shared.is_empty() || self.shared_dir.is_some() || self.slurm_bin.is_some() || self.ssh.is_some() || self.mpi.is_some() {
+                    bail!("it has keys that are for Slurm only, and `engine` is \"kubernetes\"");
+                }
+                // The template is read when the server starts: here its path is not known yet.
+                Self { kubernetes: KubernetesKeys { pod_template: None, ..self.kubernetes.clone() }, ..self.clone() }
+                    .kubernetes_target(Path::new(""))?;
             }
         }
         Ok(())
@@ -368,4 +451,6 @@ pub enum Engine {
     Local,
     /// Jobs of a Slurm cluster.
     Slurm,
+    /// Jobs of a Kubernetes cluster.
+    Kubernetes,
 }

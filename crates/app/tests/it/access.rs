@@ -19,9 +19,11 @@ fn filled(server: &TestServer, route: &RouteInfo) -> String {
         ("{experiment_id}", "6f9619ff-8b86-4d01-b42d-00cf4fc964ff"),
         ("{run}", "run1"),
         ("{attempt}", "6f9619ff-8b86-4d01-b42d-00cf4fc964ff"),
+        ("{node}", "1"),
         ("{client_id}", "6f9619ff-8b86-4d01-b42d-00cf4fc964ff"),
         ("{workspace_id}", "6f9619ff-8b86-4d01-b42d-00cf4fc964ff"),
         ("{compute}", "cpu-cluster"),
+        ("{datastore}", "workspaceblobstore"),
         ("{origin}", "ExperimentRun"),
         ("{container}", "dcid.run1"),
         ("{hash}", "00000000000000000000000000000000"),
@@ -92,7 +94,7 @@ async fn a_reader_changes_nothing_on_any_route() {
     let server = TestServer::start().await;
     let reader = token(&server, "Reader", &server.file.workspace().arm_id()).await;
     // POSTs that only ask.
-    let questions = ["experiments:query", "runs:query", "/runs/runIds", "/rundata"];
+    let questions = ["experiments:query", "runs:query", "/runs/runIds", "/rundata", "/listNodes"];
     let mut wrong = Vec::new();
     for route in route_list().into_iter().filter(|route| route.access == Access::Token && route.method != "GET") {
         if questions.iter().any(|question| route.path.ends_with(question)) {

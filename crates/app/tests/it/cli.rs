@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::{TestServer, program};
 
@@ -144,6 +144,44 @@ async fn cancel_experiments_computes_and_doctor() {
     assert_eq!((computes[0]["name"].as_str(), computes[0]["slots"].as_i64()), (Some("cpu-cluster"), Some(2)));
     let doctor = server.cli(&["doctor"]);
     assert!(text(&doctor.stdout).contains("ok       server     answers"), "{}", text(&doctor.stdout));
+}
+
+#[tokio::test]
+async fn a_target_shows_its_machines_who_holds_its_slots_and_who_waits_for_what() {
+    let server = TestServer::start().await;
+    let wait = "import os, time\nprint('up', flush=True)\nwhile not os.path.exists('/nowhere'): time.sleep(0.1)";
+    let first = server.submit(wait, |configuration| configuration["Target"] = "local".into()).await;
+    server.wait_for_output(&first, "up").await;
+    let late = server.submit(wait, |configuration| configuration["Target"] = "local".into()).await;
+    let urgent = server.submit(wait, |configuration| {
+        configuration["Target"] = "local".into();
+        configuration["Priority"] = 5.into();
+    });
+    let urgent = urgent.await;
+    let shown = json(&server.cli(&["computes", "local", "--json"]));
+    assert_eq!((&shown["engine"], &shown["busy"], &shown["queued"]), (&"local".into(), &1.into(), &2.into()), "{shown:#}");
+    assert_eq!((&shown["nodes"][0]["state"], &shown["running"][0]["run"]), (&"running".into(), &first.as_str().into()), "{shown:#}");
+    let queue: Vec<_> = shown["queue"].as_array().unwrap().iter().map(|run| run["run"].as_str().unwrap()).collect();
+    assert_eq!(queue, [urgent.as_str(), late.as_str()], "in the order in which they get the slot");
+    assert_eq!((&shown["shares"][0]["user"], &shown["queue"][0]["user"]), (&shown["running"][0]["user"], &shown["running"][0]["user"]));
+    assert!(!shown["shares"][0]["user"].as_str().unwrap().contains('{'), "{shown:#}");
+    assert_eq!((&shown["shares"][0]["busy"], &shown["shares"][0]["waiting"]), (&1.into(), &2.into()), "{shown:#}");
+    let printed = text(&server.cli(&["computes", "LOCAL"]).stdout);
+    for part in ["local (local): 1 of 1 slots busy, 2 waiting", "1 of 1 busy, no run is ahead", "1 of 1 busy, 1 run is ahead"] {
+        assert!(printed.contains(part), "{printed}");
+    }
+    let unknown = server.cli(&["computes", "gpu"]);
+    assert!(text(&unknown.stderr).contains("known targets: cpu-cluster, local"), "{}", text(&unknown.stderr));
+    // Who may see only another workspace sees that slots are taken, and nothing of whose they are.
+    let other = json!({ "subscription_id": "s2", "resource_group": "g2", "workspace_name": "other" });
+    let (status, made) = server.send(reqwest::Method::POST, "/api/v1/workspaces", other).await;
+    assert!(status.is_success(), "{made}");
+    let seen = server.get("/api/v1/subscriptions/s2/resourceGroups/g2/workspaces/other/computes/local").await;
+    assert_eq!(seen["others"], json!({ "user": "", "busy": 1, "waiting": 2 }), "{seen:#}");
+    assert!(["shares", "running", "queue"].iter().all(|list| seen[list] == json!([])), "{seen:#}");
+    for run in [&urgent, &late, &first] {
+        server.cli(&["cancel", run, "--wait"]);
+    }
 }
 
 #[test]

@@ -279,7 +279,7 @@ async fn an_agent_of_another_protocol_is_told_what_does_not_fit() {
     let refused = ask("99").await.unwrap();
     assert_eq!(refused.status(), StatusCode::UPGRADE_REQUIRED);
     let text = refused.text().await.unwrap();
-    assert!(text.contains("speaks version 99") && text.contains("understands versions 1 to 1"), "{text}");
+    assert!(text.contains("speaks version 99") && text.contains("understands versions 1 to 2"), "{text}");
     open_the_gate(&server);
     server.wait_for(&run, "Completed").await;
 }

@@ -133,9 +133,8 @@ async fn an_unknown_target_is_refused_with_the_list_of_targets() {
 async fn what_this_server_does_not_act_on_is_refused_by_name() {
     let server = TestServer::start().await;
     let cases = [
-        (json!({ "NodeCount": 2 }), "NodeCount"),
-        (json!({ "Communicator": "Mpi" }), "Communicator"),
-        (json!({ "DataReferences": { "d": { "DataStoreName": "x" } } }), "DataReferences"),
+        (json!({ "NodeCount": 3 }), "cpu-cluster` has 2 slots"),
+        (json!({ "Communicator": "ParallelTask" }), "Communicator"),
         (json!({ "Environment": { "Docker": { "BuildContext": { "Location": "x" } } } }), "Docker.BuildContext"),
         (json!({ "Environment": { "R": {} } }), "Environment.R"),
     ];

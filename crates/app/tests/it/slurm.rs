@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::support::{TestServer, definition, form, until, zip};
 
 /// A cluster of `scripts/slurm`.
-struct Cluster {
+pub struct Cluster {
     folder: PathBuf,
     /// Nodes are drained and killed in some of these tests: one at a time, and each test may be a process of its own.
     _alone: fs::File,
@@ -22,13 +22,13 @@ struct Cluster {
 
 /// Which cluster a test is for.
 #[derive(Clone, Copy)]
-enum Kind {
+pub enum Kind {
     Plain,
     Accounting,
 }
 
 impl Cluster {
-    fn find(test: &str, kind: Kind) -> Option<Self> {
+    pub fn find(test: &str, kind: Kind) -> Option<Self> {
         let variable = match kind {
             Kind::Plain => "TRAINYARD_TEST_SLURM",
             Kind::Accounting => "TRAINYARD_TEST_SLURM_ACCOUNTING",
@@ -44,7 +44,7 @@ impl Cluster {
         Some(Self { folder, _alone: alone, shared })
     }
 
-    fn command(&self, name: &str, arguments: &[&str]) -> Output {
+    pub fn command(&self, name: &str, arguments: &[&str]) -> Output {
         Command::new(self.folder.join("bin").join(name)).args(arguments).output().unwrap()
     }
 
@@ -54,13 +54,13 @@ impl Cluster {
     }
 
     /// Runs `node` or `controller` of the cluster's folder.
-    fn daemon(&self, name: &str, arguments: &[&str]) {
+    pub fn daemon(&self, name: &str, arguments: &[&str]) {
         let status = Command::new(self.folder.join(name)).args(arguments).status().unwrap();
         assert!(status.success(), "{name} {arguments:?}");
     }
 
     /// A server whose target `cpu-cluster` is this cluster; `more` are further keys of it.
-    async fn server(&self, more: &str) -> TestServer {
+    pub async fn server(&self, more: &str) -> TestServer {
         let config = format!(
             "[server]\nheartbeat_limit_seconds = 6\ncancel_grace_seconds = 3\n[compute.cpu-cluster]\nengine = \"slurm\"\nshared_dir = \"{}\"\nslurm_bin = \"{}\"\nretry_backoff_seconds = 0\n{more}\n\
              [compute.local]\nslots = 1\n",
@@ -71,15 +71,20 @@ impl Cluster {
     }
 
     /// The jobs of this server's attempts that Slurm knows, by `squeue`'s columns.
-    fn jobs(&self, states: &str) -> Vec<String> {
+    pub fn jobs(&self, states: &str) -> Vec<String> {
         let attempts: Vec<String> = names(&self.shared.path().join("attempts"));
         let output = self.command("squeue", &["-h", "-t", states, "-o", "%i %j %T %N"]);
         let text = String::from_utf8(output.stdout).unwrap();
         text.lines().filter(|line| attempts.iter().any(|attempt| line.contains(attempt))).map(str::to_owned).collect()
     }
 
+    /// The attempts of which something is left.
+    pub fn attempts(&self) -> Vec<String> {
+        names(&self.shared.path().join("attempts"))
+    }
+
     /// Waits for the one job of this server in these states; gives its id and node.
-    async fn job(&self, states: &str) -> (String, String) {
+    pub async fn job(&self, states: &str) -> (String, String) {
         until(&format!("a job that is {states}"), || async {
             let jobs = self.jobs(states);
             let mut words = jobs.first()?.split(' ').map(str::to_owned);

@@ -51,6 +51,11 @@ pub enum Cause {
         /// Why.
         message: String,
     },
+    /// Data that the run reads is not there, or its place refuses it.
+    DataFailed {
+        /// Which, and why.
+        message: String,
+    },
     /// The process of the user's code could not be started.
     StartFailed {
         /// Why.
@@ -79,6 +84,18 @@ pub enum Cause {
         /// What it said.
         message: String,
     },
+    /// One part of a run on several nodes, or in several processes, ended like this, before all others.
+    Part {
+        /// The rank of the process; `None`: the node as a whole.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rank: Option<u32>,
+        /// The number of its node among those of the run.
+        node: u32,
+        /// What the node is called.
+        host: String,
+        /// How it ended.
+        cause: Box<Self>,
+    },
 }
 
 /// Who is to blame for a failure that another try may mend. Each has its own number of retries.
@@ -103,16 +120,18 @@ impl Cause {
             Self::Cancelled { .. } => "cancelled",
             Self::EnvironmentFailed { .. } => "environment_failed",
             Self::SnapshotFailed { .. } => "snapshot_failed",
+            Self::DataFailed { .. } => "data_failed",
             Self::StartFailed { .. } => "start_failed",
             Self::AgentLost { .. } => "agent_lost",
             Self::NodeLost { .. } => "node_lost",
             Self::Preempted { .. } => "preempted",
             Self::Reported { .. } => "reported",
+            Self::Part { cause, .. } => cause.label(),
         }
     }
 
     /// Every word that [`Cause::label`] can give.
-    pub const LABELS: [&str; 13] = [
+    pub const LABELS: [&str; 14] = [
         "completed",
         "exit_code",
         "signal",
@@ -121,6 +140,7 @@ impl Cause {
         "cancelled",
         "environment_failed",
         "snapshot_failed",
+        "data_failed",
         "start_failed",
         "agent_lost",
         "node_lost",
@@ -131,7 +151,10 @@ impl Cause {
     /// Whether all that is known is that somebody outside ended the code: whoever runs the machine may know who and why.
     pub fn wants_explanation(&self) -> bool {
         const TERM: i32 = 15;
-        matches!(self, Self::Preempted { .. } | Self::Signal { signal: TERM })
+        match self {
+            Self::Part { cause, .. } => cause.wants_explanation(),
+            _ => matches!(self, Self::Preempted { .. } | Self::Signal { signal: TERM }),
+        }
     }
 
     /// The end state that follows from the cause.
@@ -139,12 +162,14 @@ impl Cause {
         match self {
             Self::Completed => RunState::Completed,
             Self::Cancelled { .. } => RunState::Canceled,
+            Self::Part { cause, .. } => cause.end_state(),
             Self::ExitCode { .. }
             | Self::Signal { .. }
             | Self::OutOfMemory { .. }
             | Self::TimeLimit { .. }
             | Self::EnvironmentFailed { .. }
             | Self::SnapshotFailed { .. }
+            | Self::DataFailed { .. }
             | Self::StartFailed { .. }
             | Self::AgentLost { .. }
             | Self::NodeLost { .. }
@@ -160,11 +185,13 @@ impl Cause {
                 Some(RetryClass::Infrastructure)
             }
             Self::ExitCode { .. } | Self::Signal { .. } | Self::OutOfMemory { .. } => Some(RetryClass::UserCode),
+            Self::Part { cause, .. } => cause.retry_class(),
             Self::Completed
             | Self::TimeLimit { .. }
             | Self::Cancelled { .. }
             | Self::EnvironmentFailed { .. }
             | Self::SnapshotFailed { .. }
+            | Self::DataFailed { .. }
             | Self::StartFailed { by_definition: true, .. }
             | Self::Reported { .. } => None,
         }
@@ -197,11 +224,30 @@ impl Cause {
             }
             Self::EnvironmentFailed { message } => format!("the environment could not be built: {message}"),
             Self::SnapshotFailed { message } => format!("the snapshot could not be unpacked: {message}"),
+            Self::DataFailed { message } => format!("the data of the run could not be made ready: {message}"),
             Self::StartFailed { message, .. } => format!("the code could not be started: {message}"),
             Self::AgentLost { message } => format!("the agent beside the code is gone without an exit record: {message}"),
             Self::NodeLost { message } => format!("the machine that the code ran on is gone: {message}"),
             Self::Preempted { message } => format!("the code was stopped by the system it ran on: {message}"),
             Self::Reported { message } => message.clone(),
+            Self::Part { rank, node, host, cause } => {
+                let sentence = match rank {
+                    // Each process has a log of its own.
+                    Some(rank) => cause.sentence().replace("70_driver_log.txt", &format!("70_driver_log_{rank}.txt")),
+                    None => cause.sentence(),
+                };
+                let rank = rank.map(|rank| format!("rank {rank} on ")).unwrap_or_default();
+                format!("{rank}node {node} ({host}): {sentence}")
+            }
+        }
+    }
+
+    /// The same end, of one process or of one node as a whole. What ends all of them at once (a cancel, a time limit), and what names a part
+    /// already, stays as it is.
+    pub fn of_part(self, rank: Option<u32>, (node, host): (u32, &str)) -> Self {
+        match self {
+            Self::Completed | Self::Cancelled { .. } | Self::TimeLimit { .. } | Self::Part { .. } => self,
+            cause => Self::Part { rank, node, host: host.to_owned(), cause: Box::new(cause) },
         }
     }
 }

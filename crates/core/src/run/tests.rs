@@ -45,7 +45,7 @@ fn events() -> Vec<RunEvent> {
         RunEvent::Started { attempt },
         RunEvent::Ended { attempt, cause: Cause::ExitCode { code: 3 } },
         RunEvent::Finalized { attempt, policy: RetryPolicy::default() },
-        RunEvent::Silent { attempt, limit_seconds: 30 },
+        RunEvent::Silent { attempt, limit_seconds: 30, node: None },
         RunEvent::Heard { attempt },
         RunEvent::CancelRequested { by: "someone".into(), why: None },
         RunEvent::ClientStarted,
@@ -117,7 +117,7 @@ fn any_event() -> impl Strategy<Value = RunEvent> {
             attempt,
             policy: RetryPolicy { infrastructure, user_code, backoff_seconds: 1 }
         }),
-        attempts.clone().prop_map(|attempt| RunEvent::Silent { attempt, limit_seconds: 30 }),
+        attempts.clone().prop_map(|attempt| RunEvent::Silent { attempt, limit_seconds: 30, node: None }),
         attempts.clone().prop_map(|attempt| RunEvent::Heard { attempt }),
         Just(RunEvent::CancelRequested { by: "someone".into(), why: None }),
         Just(RunEvent::ClientStarted),
@@ -227,7 +227,7 @@ fn a_run_that_is_to_be_cancelled_is_not_tried_again() {
 fn silence_is_noted_once_and_ends_with_the_next_word() {
     let attempt = attempt(1);
     let run = in_state(Ownership::Managed, RunState::Running, Desired::Run);
-    let silent = RunEvent::Silent { attempt, limit_seconds: 30 };
+    let silent = RunEvent::Silent { attempt, limit_seconds: 30, node: None };
     let run = apply(&run, &transition(&run, &silent).unwrap());
     assert!(run.silent && run.state == RunState::Running);
     assert_eq!(transition(&run, &silent), Err(Refused::AlreadySo));

@@ -17,7 +17,9 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio_util::io::ReaderStream;
 use trainyard_core::Result;
-use trainyard_wire::native::{AGENT_PROTOCOL, AttemptOrder, ErrorBody, FreshToken, Instruction, LogLength, Report, Seal};
+use trainyard_wire::native::{
+    AGENT_PROTOCOL, AttemptOrder, ErrorBody, FreshToken, Instruction, LogLength, NodePhase, NodeWord, Nodes, Report, Seal,
+};
 
 use super::{
     connection::Connection,
@@ -94,6 +96,16 @@ pub(super) enum Position {
     Replacing,
 }
 
+/// What a node tells the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Word {
+    pub(super) host: String,
+    pub(super) ports: Vec<u16>,
+    pub(super) phase: NodePhase,
+    /// What ended it, and when, microseconds since the epoch by this machine's clock.
+    pub(super) end: Option<(serde_json::Value, i64)>,
+}
+
 /// One server, one attempt.
 pub(super) struct Client {
     folder: AttemptFolder,
@@ -109,7 +121,7 @@ pub(super) struct Client {
 impl Client {
     /// A client for the server and the attempt of `order`, which it reads again from `folder` when the server can't be reached.
     pub(super) fn new(order: &AttemptOrder, folder: AttemptFolder, control: Arc<Control>) -> Result<Self> {
-        let connection = Arc::new(Connection::new(order, None)?);
+        let connection = Arc::new(Connection::new((order, folder.node()), None)?);
         let (first, answered) = (tokio::sync::Mutex::new(()), watch::Sender::new(false));
         Ok(Self { folder, control, connection: Mutex::new(connection), first, answered, misfit_said: Mutex::default() })
     }
@@ -124,6 +136,38 @@ impl Client {
     pub(super) async fn report(&self, report: &Report) -> Result<Instruction, Refusal> {
         let answer = self.call(|connection| Ok(connection.post("report").json(report).timeout(ANSWER_TIMEOUT))).await;
         self.or_unknown(answer)?.json()
+    }
+
+    /// Where the server is.
+    pub(super) fn endpoint(&self) -> String {
+        self.connection().endpoint.clone()
+    }
+
+    /// Tells the other nodes of the attempt how this one is, and hears how they are.
+    pub(super) async fn tell_node(&self, word: &Word) -> Result<Nodes, Refusal> {
+        let path = format!("nodes/{}", self.folder.node());
+        let build = |connection: &Connection| {
+            let (cause, at_us) = word.end.clone().map_or((None, None), |(cause, at_us)| (Some(cause), Some(at_us)));
+            // Clocks of machines differ; how long ago it was is known here, also after hours without a server.
+            let ended_ago_us = at_us.map(|at_us| now_us().saturating_sub(at_us).max(0));
+            let word = NodeWord { host: word.host.clone(), ports: word.ports.clone(), phase: word.phase, cause, ended_ago_us };
+            Ok(connection.post(&path).json(&word).timeout(ANSWER_TIMEOUT))
+        };
+        let answer = self.call(build).await;
+        self.or_unknown(answer)?.json()
+    }
+
+    /// Waits until more was said than `after`, or for a while; gives what all nodes have said.
+    pub(super) async fn nodes(&self, after: u64) -> Result<Nodes, Refusal> {
+        let path = format!("nodes?after={after}&wait={LONG_POLL_SECONDS}");
+        let timeout = ANSWER_TIMEOUT + Duration::from_secs(LONG_POLL_SECONDS);
+        let answer = self.call(|connection| Ok(connection.get(&path).timeout(timeout))).await;
+        self.or_unknown(answer)?.json()
+    }
+
+    /// Which node of the attempt this is.
+    pub(super) fn node(&self) -> u32 {
+        self.folder.node()
     }
 
     /// Resolves once the server has answered anything.
@@ -234,7 +278,7 @@ impl Client {
         if !newer && order.endpoint == present.endpoint && order.ca_pem == present.ca_pem {
             return;
         }
-        match Connection::new(&order, Some(&present)) {
+        match Connection::new((&order, self.folder.node()), Some(&present)) {
             Ok(connection) => {
                 tracing::info!(endpoint = order.endpoint, "taking over a new order");
                 let connection = if newer { connection } else { connection.with_token(present.token.clone(), present.token_expires_on) };

@@ -7,7 +7,7 @@ use reqwest::{
     header::{HeaderMap, HeaderName, HeaderValue},
 };
 use trainyard_core::{Error, Result};
-use trainyard_wire::native::{AGENT_PROTOCOL, AGENT_PROTOCOL_HEADER, AttemptOrder};
+use trainyard_wire::native::{AGENT_NODE_HEADER, AGENT_PROTOCOL, AGENT_PROTOCOL_HEADER, AttemptOrder, SINGLE_AGENT_PROTOCOL};
 
 /// After this long without any progress a connection, or an upload on it, is given up and begun again.
 pub(super) const STALL_TIMEOUT: Duration = Duration::from_secs(120);
@@ -25,11 +25,11 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// As `order` says. Connections that are open are kept when neither address nor CA changed.
-    pub(super) fn new(order: &AttemptOrder, present: Option<&Self>) -> Result<Self> {
+    /// As `order` says, for one node of the attempt. Connections that are open are kept when neither address nor CA changed.
+    pub(super) fn new((order, node): (&AttemptOrder, u32), present: Option<&Self>) -> Result<Self> {
         let http = match present {
             Some(present) if present.endpoint == order.endpoint && present.ca_pem == order.ca_pem => present.http.clone(),
-            _ => http_client(&order.ca_pem)?,
+            _ => http_client(order, node)?,
         };
         Ok(Self {
             http,
@@ -68,13 +68,18 @@ impl Connection {
 }
 
 /// Trusts the server's CA and nothing else, which is also what makes it quick to build: the system's roots are not read.
-fn http_client(ca_pem: &str) -> Result<reqwest::Client> {
-    let roots = reqwest::Certificate::from_pem_bundle(ca_pem.as_bytes())
+fn http_client(order: &AttemptOrder, node: u32) -> Result<reqwest::Client> {
+    let roots = reqwest::Certificate::from_pem_bundle(order.ca_pem.as_bytes())
         .map_err(|error| Error::invalid("the CA certificate in the order cannot be read").with_source(error))?;
-    let protocol = (HeaderName::from_static(AGENT_PROTOCOL_HEADER), HeaderValue::from(AGENT_PROTOCOL));
+    // No more than this attempt needs, should the server be replaced by one of a version before.
+    let spoken = order.protocol.clamp(SINGLE_AGENT_PROTOCOL, AGENT_PROTOCOL);
+    let mut headers = HeaderMap::from_iter([(HeaderName::from_static(AGENT_PROTOCOL_HEADER), HeaderValue::from(spoken))]);
+    if node > 0 {
+        headers.insert(HeaderName::from_static(AGENT_NODE_HEADER), HeaderValue::from(node));
+    }
     reqwest::Client::builder()
         .tls_certs_only(roots)
-        .default_headers(HeaderMap::from_iter([protocol]))
+        .default_headers(headers)
         // The way to the server is not the way to the world.
         .no_proxy()
         .connect_timeout(Duration::from_secs(5))

@@ -18,9 +18,11 @@ use trainyard_core::{container::ContainerSpec, run::Cause};
 use super::{
     life::Attempt,
     process::{Launch, NotStarted},
+    supervise::Ready,
 };
 use crate::{
     container::{self, Client, ContainerSettings, Kind, Mount, Note, Outline, Surroundings},
+    data::DatastoreAccess,
     environment::{
         BuildLog, EnvironmentSettings, PrepareError, Prepared,
         image::{Containment, InImage, find, prepare_in},
@@ -45,8 +47,8 @@ pub(super) struct Contained {
     mounted: Option<PathBuf>,
     /// Where the engine's client is started: it may leave notes there.
     directory: PathBuf,
-    /// How long the log was before the code wrote to it.
-    log_begins: u64,
+    /// The log of the code, and how long it was before the code wrote to it.
+    log: (PathBuf, u64),
 }
 
 /// Makes the environment of `attempt` ready inside the image of `spec`.
@@ -63,9 +65,14 @@ pub(super) async fn prepare(
     let swept = tokio::task::spawn_blocking(move || container::remove_leftovers(&folder)).await;
     swept.map_err(|error| io_failed("containers of a former agent cannot be removed", io::Error::other(error)))?;
     let client = find(&settings, &cancel).await?;
-    let name = format!("trainyard-{}", attempt.id);
+    let name = match attempt.folder.node() {
+        0 => format!("trainyard-{}", attempt.id),
+        node => format!("trainyard-{}-node-{node}", attempt.id),
+    };
     let aside = format!("{name}-prepare");
-    let note = Note { client: client.clone(), names: vec![name.clone(), aside.clone()] };
+    let ranks = attempt.definition.distribution.ranks(attempt.folder.node());
+    let names = [name.clone(), aside.clone()].into_iter().chain(ranks.iter().map(|rank| of_rank(&name, rank.rank))).collect();
+    let note = Note { client: client.clone(), names };
     note.write(attempt.folder.path()).map_err(|error| io_failed("the note about the container cannot be written", error))?;
     let scratch = attempt.folder.temporary().join("container");
     // Another attempt to prepare begins with nothing.
@@ -82,9 +89,19 @@ pub(super) async fn prepare(
         log.line("warning: this machine has no `catatonit`: the code gets signals as the first process of its container, which ignores those that it does not handle");
     }
     let spec = ContainerSpec { gpus: spec.gpus && has_gpu(), ..spec.clone() };
-    let contained = Contained { client, spec, settings, name, image, variables, mounted, directory: scratch, log_begins: 0 };
-    let log_begins = fs::metadata(attempt.folder.driver_log()).map_or(0, |metadata| metadata.len());
-    Ok((prepared, Some(Contained { log_begins, ..contained })))
+    let log = begun(attempt.folder.driver_log());
+    Ok((prepared, Some(Contained { client, spec, settings, name, image, variables, mounted, directory: scratch, log })))
+}
+
+/// A log and how long it is.
+fn begun(log: PathBuf) -> (PathBuf, u64) {
+    let length = fs::metadata(&log).map_or(0, |metadata| metadata.len());
+    (log, length)
+}
+
+/// The name of the container of one process of several.
+fn of_rank(name: &str, rank: u32) -> String {
+    format!("{name}-rank-{rank}")
 }
 
 fn settings(attempt: &Attempt) -> Result<ContainerSettings, PrepareError> {
@@ -105,6 +122,17 @@ fn has_gpu() -> bool {
 }
 
 impl Contained {
+    /// The container of one process of several, which writes to `log`.
+    pub(super) fn for_rank(&self, rank: u32, log: &Path) -> Self {
+        let (name, directory) = (of_rank(&self.name, rank), self.directory.join(format!("rank-{rank}")));
+        Self { name, directory, log: begun(log.to_owned()), ..self.clone() }
+    }
+
+    /// The same, writing to another log.
+    pub(super) fn logging_to(&self, log: &Path) -> Self {
+        Self { log: begun(log.to_owned()), ..self.clone() }
+    }
+
     /// Whether a signal for the client reaches the code. Apptainer's containers are processes that get it themselves.
     pub(super) fn passes_signals_on(&self) -> bool {
         self.client.kind != Kind::Apptainer
@@ -115,16 +143,20 @@ impl Contained {
         container::surroundings(own, &self.variables)
     }
 
-    /// The launch of the engine's client around the launch of the code. `inside`: the CA bundle, and the folder of the environment.
+    /// The launch of the engine's client around the launch of the code.
     pub(super) fn around(
         &self,
         attempt: &Attempt,
         launch: Launch,
-        (ca_bundle, prefix): (&Path, Option<&Path>),
+        ready: &Ready,
         own: &BTreeMap<OsString, OsString>,
     ) -> Result<Launch, NotStarted> {
         let Launch { program, arguments, variables, directory: work, output } = launch;
-        let mut mounts = vec![Mount::writable(&work), Mount::writable(attempt.folder.logs()), Mount::read_only(ca_bundle)];
+        let mut mounts = vec![Mount::writable(&work), Mount::writable(attempt.folder.logs()), Mount::read_only(&ready.ca_bundle)];
+        mounts.extend(ready.data.mounts.iter().map(|(path, access)| match access {
+            DatastoreAccess::Read => Mount::read_only(path),
+            DatastoreAccess::ReadWrite => Mount::writable(path),
+        }));
         mounts.extend(self.mounted.as_ref().map(Mount::read_only));
         let id = attempt.id.to_string();
         let around = Surroundings {
@@ -137,7 +169,7 @@ impl Contained {
             agent: (getuid().as_raw(), getgid().as_raw()),
             work: &work,
             mounts,
-            prefix,
+            prefix: ready.prefix.as_deref(),
         };
         let Outline { program, arguments, variables } = container::outline(&around, (&program, &arguments), &variables, own);
         fs::create_dir_all(&self.directory).map_err(|error| NotStarted {
@@ -153,7 +185,7 @@ impl Contained {
         if let Err(error) = removed {
             attempt.warn(format!("the container of the run could not be removed: {error}"));
         }
-        let log = tail(&attempt.folder.driver_log(), self.log_begins).unwrap_or_default();
+        let log = tail(&self.log.0, self.log.1).unwrap_or_default();
         end.judge(&self.client, cause, &log)
     }
 

@@ -10,6 +10,7 @@ use tokio::{
     sync::watch,
     time::Instant,
 };
+use trainyard_core::run::Cause;
 use trainyard_wire::native::{Command, Instruction};
 
 use super::{client::Client, folder::AttemptFolder};
@@ -27,6 +28,11 @@ pub(super) enum Demand {
     Continue,
     /// The system ends this agent: stop the code while there is time.
     Terminate,
+    /// Another node of the attempt ended badly.
+    Leave {
+        /// What ended it.
+        cause: Cause,
+    },
     /// Somebody cancelled the run.
     Cancel {
         /// Who, as far as known.
@@ -43,8 +49,9 @@ impl Demand {
         match self {
             Self::Continue => 0,
             Self::Terminate => 1,
-            Self::Cancel { .. } => 2,
-            Self::Abandon => 3,
+            Self::Leave { .. } => 2,
+            Self::Cancel { .. } => 3,
+            Self::Abandon => 4,
         }
     }
 }

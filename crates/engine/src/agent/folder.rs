@@ -1,5 +1,8 @@
 //! The folder of an attempt: everything that an agent knows survives in it.
 //!
+//! An attempt on several nodes has one folder: that of node 0, and in it one for each other node, `node-1` and so on. The order and the notes for agents
+//! (stop, fenced, what the engine says) are the attempt's and stand in the first; everything else is each node's own.
+//!
 //! The executor makes the folder and writes the order; the agent writes the rest. Every document is replaced in one step
 //! (write, fsync, rename, fsync of the folder), so that a reader sees the old or the new one. Whether an agent is alive is
 //! whether its lock is held: the kernel lets go of it when the process dies, however that happens, zombie or not.
@@ -17,15 +20,20 @@ use trainyard_core::{ErrorKind, run::Cause};
 use trainyard_wire::native::AttemptOrder;
 
 use super::{
+    meeting::NotedMeeting,
     spool::NotedCuts,
     tree::{own_pid, start_ticks},
 };
 use crate::trust::{Access, replace_file};
 
-/// The folder of one attempt. Cheap to clone; nothing is read before it is asked for.
+/// The folder of one attempt, or of one of its nodes. Cheap to clone; nothing is read before it is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttemptFolder {
+    /// The node's own.
     root: PathBuf,
+    /// The attempt's.
+    attempt: PathBuf,
+    node: u32,
 }
 
 /// Held for the life of an agent; dropping it, or dying, lets the next agent in. The descriptor is close-on-exec, so that the
@@ -42,6 +50,9 @@ pub struct ExitRecord {
     pub cause: Cause,
     /// Microseconds since the epoch.
     pub ended_us: i64,
+    /// Whether it was ended only because another node of the attempt had ended like that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub with_others: bool,
 }
 
 /// A wish to stop that came through the file system, because the agent may not hear the server.
@@ -63,6 +74,9 @@ pub(super) struct Started {
     /// Its process, once it is there.
     #[serde(default)]
     pub(super) main: Option<MainProcess>,
+    /// Its other processes, of a run in several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) more: Vec<MainProcess>,
     /// Set when the agent began to stop it, so that an agent that comes after knows the cause.
     #[serde(default)]
     pub(super) stopping: Option<Cause>,
@@ -77,9 +91,10 @@ impl Started {
         self.boot_id.is_some() && boot_id.is_some() && self.boot_id.as_deref() != boot_id
     }
 
-    /// The process, unless it ended with its machine: its number may be anybody's now.
-    pub(super) fn main_now(&self) -> Option<MainProcess> {
-        self.main.filter(|_| !self.is_of_another_boot(boot_id().as_deref()))
+    /// The processes, unless they ended with their machine: their numbers may be anybody's now.
+    pub(super) fn mains_now(&self) -> Vec<MainProcess> {
+        let mains = self.main.iter().chain(&self.more).copied();
+        if self.is_of_another_boot(boot_id().as_deref()) { Vec::new() } else { mains.collect() }
     }
 }
 
@@ -101,7 +116,28 @@ pub(super) struct MainProcess {
 impl AttemptFolder {
     /// The attempt folder at `root`, whether it exists or not.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self::of_node(root, 0)
+    }
+
+    /// The folder of one node of the attempt whose folder is at `attempt`.
+    pub fn of_node(attempt: impl Into<PathBuf>, node: u32) -> Self {
+        let attempt = attempt.into();
+        let root = if node == 0 { attempt.clone() } else { attempt.join(format!("{NODE_PREFIX}{node}")) };
+        Self { root, attempt, node }
+    }
+
+    /// Which node it is.
+    pub fn node(&self) -> u32 {
+        self.node
+    }
+
+    /// The folders of all nodes of the attempt that have one, by their numbers.
+    pub fn nodes(&self) -> Vec<Self> {
+        let entries = fs::read_dir(&self.attempt).into_iter().flatten().flatten();
+        let number = |entry: fs::DirEntry| entry.file_name().to_str()?.strip_prefix(NODE_PREFIX)?.parse::<u32>().ok();
+        let mut numbers: Vec<u32> = entries.filter_map(number).filter(|node| *node > 0).collect();
+        numbers.sort_unstable();
+        [0].into_iter().chain(numbers).map(|node| Self::of_node(&self.attempt, node)).collect()
     }
 
     /// Makes the folder (mode 0700), with its parents, if it is not there yet.
@@ -111,12 +147,12 @@ impl AttemptFolder {
 
     /// Stores the order. Repeating it replaces the order, which a living agent notices when it next fails to reach the server.
     pub fn write_order(&self, order: &AttemptOrder) -> io::Result<()> {
-        self.write_document(ORDER, order)
+        self.of_attempt().write_document(ORDER, order)
     }
 
     /// The order of the attempt; an error of kind `NotFound` if there is none.
     pub fn read_order(&self) -> io::Result<AttemptOrder> {
-        self.read_document(ORDER)?.ok_or_else(|| io::ErrorKind::NotFound.into())
+        self.of_attempt().read_document(ORDER)?.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     /// Where it is.
@@ -182,12 +218,12 @@ impl AttemptFolder {
     /// Asks the agent to stop without the server's help; it looks every second. `by` names who asked; empty: nobody knows.
     pub fn request_stop(&self, by: &str, why: Option<&str>) -> io::Result<()> {
         let request = StopRequest { by: (!by.is_empty()).then(|| by.to_owned()), why: why.map(str::to_owned) };
-        self.write_document(STOP, &request)
+        self.of_attempt().write_document(STOP, &request)
     }
 
     /// The wish to stop, if there is one.
     pub fn stop_request(&self) -> Option<StopRequest> {
-        let text = fs::read_to_string(self.root.join(STOP)).ok()?;
+        let text = fs::read_to_string(self.attempt.join(STOP)).ok()?;
         if let Ok(request) = serde_json::from_str(&text) {
             return Some(request);
         }
@@ -198,17 +234,21 @@ impl AttemptFolder {
 
     /// Notes that the attempt was given up: its agent ends everything and exits, now (it looks every second) or when it is started again.
     pub fn fence(&self) -> io::Result<()> {
-        self.replace(FENCED, b"")
+        self.of_attempt().replace(FENCED, b"")
     }
 
-    /// Has everything delivered again: the server has lost what it was given. An agent that was done is not any more.
+    /// Has everything of all nodes delivered again: the server has lost what it was given. An agent that was done is not any more.
     pub fn ask_again(&self) -> io::Result<()> {
-        // In this order: whoever finds that the agent is not done finds the wish as well.
-        self.replace(AGAIN, b"")?;
-        match fs::remove_file(self.root.join(COLLECTED)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+        // The first node is done last.
+        for node in self.nodes().iter().rev() {
+            // In this order: whoever finds that the agent is not done finds the wish as well.
+            node.replace(AGAIN, b"")?;
+            match fs::remove_file(node.root.join(COLLECTED)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
         }
+        Ok(())
     }
 
     /// Whether what was delivered since the agent was started may be lost.
@@ -226,7 +266,7 @@ impl AttemptFolder {
 
     /// Whether the attempt was given up.
     pub fn is_fenced(&self) -> bool {
-        self.root.join(FENCED).exists()
+        self.attempt.join(FENCED).exists()
     }
 
     /// How the user's code ended, once it has.
@@ -236,12 +276,12 @@ impl AttemptFolder {
 
     /// Notes what the engine says that ended the attempt, before an agent is started to close its books: that agent starts no code.
     pub fn write_verdict(&self, verdict: &Cause) -> io::Result<()> {
-        self.write_document(VERDICT, verdict)
+        self.of_attempt().write_document(VERDICT, verdict)
     }
 
     /// What the engine says that ended the attempt; `None` as long as it may go on.
     pub fn verdict(&self) -> Option<Cause> {
-        match self.read_document(VERDICT) {
+        match self.of_attempt().read_document(VERDICT) {
             Ok(verdict) => verdict,
             // It is there: whatever it says, nothing is to be started.
             Err(error) => Some(Cause::AgentLost { message: format!("what its engine noted cannot be read: {error}") }),
@@ -311,12 +351,20 @@ impl AttemptFolder {
 
     /// Where the build of the environment writes.
     pub fn build_log(&self) -> PathBuf {
-        self.logs().join("20_image_build_log.txt")
+        self.logs().join(match self.node {
+            0 => "20_image_build_log.txt".to_owned(),
+            node => format!("20_image_build_log_node-{node}.txt"),
+        })
     }
 
     /// Where the user's code writes.
     pub fn driver_log(&self) -> PathBuf {
         self.logs().join("70_driver_log.txt")
+    }
+
+    /// Where one process of several writes.
+    pub(super) fn rank_log(&self, rank: u32) -> PathBuf {
+        self.logs().join(format!("70_driver_log_{rank}.txt"))
     }
 
     /// The agent's own log.
@@ -327,6 +375,19 @@ impl AttemptFolder {
     /// For what is worth nothing after a crash. On the same file system as the rest.
     pub fn temporary(&self) -> PathBuf {
         self.root.join("tmp")
+    }
+
+    /// What this node has told the others about how to reach it.
+    pub(super) fn meeting(&self) -> io::Result<Option<NotedMeeting>> {
+        self.read_document(MEETING)
+    }
+
+    pub(super) fn write_meeting(&self, meeting: &NotedMeeting) -> io::Result<()> {
+        self.write_document(MEETING, meeting)
+    }
+
+    fn of_attempt(&self) -> Self {
+        Self::of_node(&self.attempt, 0)
     }
 
     /// What the run installs for itself, over its environment.
@@ -370,6 +431,7 @@ fn note_holder(file: &File) {
 /// Room for two numbers.
 const LOCK_TEXT_BYTES: usize = 40;
 
+const NODE_PREFIX: &str = "node-";
 const ORDER: &str = "order.json";
 const LOCK: &str = "agent.lock";
 const STARTED: &str = "started.json";
@@ -381,147 +443,7 @@ const FENCED: &str = "fenced";
 const CUTS: &str = "cuts.json";
 const STARTS: &str = "starts";
 const VERDICT: &str = "verdict.json";
+const MEETING: &str = "meeting.json";
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
-    use super::*;
-
-    fn folder() -> (tempfile::TempDir, AttemptFolder) {
-        let dir = tempfile::tempdir().unwrap();
-        let folder = AttemptFolder::new(dir.path());
-        (dir, folder)
-    }
-
-    #[test]
-    fn an_agent_is_alive_exactly_as_long_as_it_holds_the_lock() {
-        let (_dir, folder) = folder();
-        assert!(!folder.agent_is_alive());
-        let lock = folder.lock(Duration::ZERO).unwrap().expect("nobody holds it");
-        assert!(folder.agent_is_alive());
-        assert!(folder.lock(Duration::ZERO).unwrap().is_none(), "one agent at a time");
-        drop(lock);
-        assert!(!folder.agent_is_alive());
-    }
-
-    #[test]
-    fn looking_whether_an_agent_is_alive_does_not_keep_one_from_starting() {
-        let (_dir, folder) = folder();
-        drop(folder.lock(Duration::ZERO).unwrap());
-        let looker = folder.open_lock().unwrap();
-        looker.try_lock_shared().unwrap();
-        let waiting = std::thread::spawn({
-            let folder = folder.clone();
-            move || folder.lock(Duration::from_secs(30)).unwrap().is_some()
-        });
-        drop(looker);
-        assert!(waiting.join().unwrap());
-    }
-
-    #[test]
-    fn starts_are_counted() {
-        let (_dir, folder) = folder();
-        assert_eq!(folder.starts(), 0);
-        folder.count_start().unwrap();
-        folder.count_start().unwrap();
-        assert_eq!(folder.starts(), 2);
-    }
-
-    #[test]
-    fn a_stop_request_says_who_asked() {
-        let (_dir, folder) = folder();
-        assert_eq!(folder.stop_request(), None);
-        folder.request_stop("ada", Some("too slow")).unwrap();
-        assert_eq!(folder.stop_request(), Some(StopRequest { by: Some("ada".into()), why: Some("too slow".into()) }));
-        folder.request_stop("", None).unwrap();
-        assert_eq!(folder.stop_request(), Some(StopRequest::default()));
-        fs::write(folder.path().join(STOP), "bob\n").unwrap();
-        assert_eq!(
-            folder.stop_request(),
-            Some(StopRequest { by: Some("bob".into()), why: None }),
-            "as it was written before there were reasons"
-        );
-    }
-
-    #[test]
-    fn a_fence_stays() {
-        let (_dir, folder) = folder();
-        assert!(!folder.is_fenced());
-        folder.fence().unwrap();
-        folder.fence().unwrap();
-        assert!(folder.is_fenced());
-    }
-
-    #[test]
-    fn the_holder_of_the_lock_is_known_while_it_holds_it() {
-        let (dir, folder) = folder();
-        assert_eq!(folder.agent_pid(), None);
-        let lock = folder.lock(Duration::ZERO).unwrap().unwrap();
-        assert_eq!(folder.agent_pid(), Some(own_pid()));
-        fs::write(dir.path().join(LOCK), format!("{} 1", own_pid())).unwrap();
-        assert_eq!(folder.agent_pid(), None, "the number of a former agent that is another process's now");
-        drop(lock);
-        drop(folder.lock(Duration::ZERO).unwrap());
-        assert_eq!(folder.agent_pid(), None);
-    }
-
-    #[test]
-    fn who_is_asked_to_deliver_again_is_not_done() {
-        let (_dir, folder) = folder();
-        folder.mark_collected().unwrap();
-        folder.ask_again().unwrap();
-        assert!(!folder.is_collected() && folder.is_asked_again());
-        folder.answer_again().unwrap();
-        folder.answer_again().unwrap();
-        assert!(!folder.is_asked_again());
-    }
-
-    #[test]
-    fn the_exit_record_is_read_as_it_was_written() {
-        let (_dir, folder) = folder();
-        assert_eq!(folder.exit_record().unwrap(), None);
-        let record = ExitRecord { cause: Cause::ExitCode { code: 3 }, ended_us: 17 };
-        folder.write_exit_record(&record).unwrap();
-        assert_eq!(folder.exit_record().unwrap(), Some(record));
-    }
-
-    #[test]
-    fn a_damaged_document_is_named() {
-        let (dir, folder) = folder();
-        fs::write(dir.path().join(EXIT), "{").unwrap();
-        let error = folder.exit_record().unwrap_err();
-        assert!(error.to_string().contains("exit.json` is damaged"), "{error}");
-    }
-
-    #[test]
-    fn only_the_owner_can_read_the_order() {
-        let dir = tempfile::tempdir().unwrap();
-        let folder = AttemptFolder::new(dir.path().join("attempts/one"));
-        let order = AttemptOrder {
-            protocol: 1,
-            attempt: uuid::Uuid::nil(),
-            run_id: "run".into(),
-            endpoint: "https://localhost:1".into(),
-            ca_pem: String::new(),
-            token: "secret".into(),
-            token_expires_on: 0,
-            definition: serde_json::Value::Null,
-            snapshot_sha256: None,
-            environments: serde_json::Value::Null,
-            containers: serde_json::Value::Null,
-            archive_limits: serde_json::Value::Null,
-            variables: std::collections::BTreeMap::new(),
-            grace_seconds: 1,
-            started_at: None,
-            workspace: None,
-            heartbeat_seconds: 10,
-            spool_limit_bytes: 1 << 20,
-        };
-        folder.create().unwrap();
-        folder.write_order(&order).unwrap();
-        assert_eq!(folder.read_order().unwrap().token, "secret");
-        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        assert_eq!((mode(folder.path()), mode(&folder.path().join(ORDER))), (0o700, 0o600));
-    }
-}
+mod tests;

@@ -22,14 +22,17 @@ use trainyard_wire::native::{AGENT_PROTOCOL, AttemptOrder, OLDEST_AGENT_PROTOCOL
 use super::{
     client::{Client, Refusal},
     control::{self, Control, Demand},
+    data,
     folder::{AttemptFolder, Started, boot_id},
+    meeting::Meeting,
     outputs::Outputs,
     prepare::prepare,
     process,
     report::Reporter,
     ship::{Pace, Shipper},
-    supervise::{self, Outcome},
+    supervise::{self, Outcome, Ready},
 };
+use crate::clock::now_us;
 
 /// Somebody who only looks whether an agent is alive holds the lock for an instant.
 const LOCK_PATIENCE: Duration = Duration::from_millis(300);
@@ -45,18 +48,19 @@ pub(super) struct Attempt {
     pub(super) definition: Definition,
     pub(super) client: Arc<Client>,
     pub(super) control: Arc<Control>,
+    pub(super) meeting: Arc<Meeting>,
     pub(super) reporter: Reporter,
     pub(super) pace: watch::Sender<Pace>,
     warnings: Mutex<Vec<String>>,
 }
 
-/// Runs the agent of the attempt whose folder is `attempt_dir` to its end. Its log goes to stderr.
+/// Runs the agent of one node of the attempt whose folder is `attempt_dir` to its end. Its log goes to stderr.
 ///
 /// 0: everything is delivered, the attempt was given up, or another agent is at work. 1: this agent could do nothing.
-pub fn main(attempt_dir: &Path) -> ExitCode {
+pub fn main(attempt_dir: &Path, node: u32) -> ExitCode {
     // Fails only if the program has a log already, which serves as well.
     let _ = tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).with_max_level(tracing::Level::INFO).try_init();
-    match begin(AttemptFolder::new(attempt_dir)) {
+    match begin(AttemptFolder::of_node(attempt_dir, node)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(error = error.chain(), folder = %attempt_dir.display(), "the agent can do nothing");
@@ -70,6 +74,9 @@ fn begin(folder: AttemptFolder) -> Result<()> {
         let what = what.to_owned();
         move |error: io::Error| Error::invalid(what).with_source(error)
     };
+    if folder.node() > 0 {
+        folder.create().map_err(failed("the folder of the node cannot be made"))?;
+    }
     let Some(_lock) = folder.lock(LOCK_PATIENCE).map_err(failed("the folder of the attempt cannot be locked"))? else {
         tracing::info!("another agent is at work here");
         return Ok(());
@@ -97,7 +104,7 @@ fn begin(folder: AttemptFolder) -> Result<()> {
 }
 
 async fn live(folder: AttemptFolder, order: AttemptOrder) -> Result<()> {
-    tracing::info!(run = order.run_id, attempt = %order.attempt, "agent at work");
+    tracing::info!(run = order.run_id, attempt = %order.attempt, node = folder.node(), "agent at work");
     let control = Arc::new(Control::new());
     if folder.is_fenced() {
         control.raise(Demand::Abandon);
@@ -114,6 +121,7 @@ async fn live(folder: AttemptFolder, order: AttemptOrder) -> Result<()> {
     let (definition, refused) = read_definition(&order);
     let attempt = Attempt {
         id: AttemptId(order.attempt),
+        meeting: Meeting::start(&client, &control, (definition.distribution, folder.node())),
         reporter: Reporter::start(Arc::clone(&client), Arc::clone(&control), Duration::from_secs(order.heartbeat_seconds.max(1))),
         pace: watch::Sender::new(Pace::Preparing),
         warnings: Mutex::default(),
@@ -130,8 +138,7 @@ async fn live(folder: AttemptFolder, order: AttemptOrder) -> Result<()> {
 impl Attempt {
     /// From wherever it is to the end. `refused`: why the order can't be executed.
     async fn live(&self, refused: Option<Cause>) {
-        let directories = &self.definition.history.directories_to_watch;
-        let mut shipper = Shipper::new(Arc::clone(&self.client), self.folder.clone(), directories, self.order.spool_limit_bytes);
+        let mut shipper = Shipper::new(Arc::clone(&self.client), self.folder.clone(), &self.definition, self.order.spool_limit_bytes);
         let mut outputs = Outputs::new(Arc::clone(&self.client), self.folder.work());
         let collects = self.definition.history.output_collection;
         let (shipping, collecting) = (self.pace.subscribe(), self.pace.subscribe());
@@ -144,7 +151,9 @@ impl Attempt {
         };
         let execute = async {
             let outcome = self.outcome(refused).await;
-            if let Outcome::Ended(cause) = &outcome {
+            if let Outcome::Ended(cause) = &outcome
+                && let Some(cause) = self.conclude(cause).await
+            {
                 self.reporter.tell(Report::Ended { cause: serde_json::to_value(cause).unwrap_or_default() });
             }
             self.pace.send_replace(Pace::Finish);
@@ -159,6 +168,28 @@ impl Attempt {
         };
         if let Err(refusal) = self.collect(shipper, outputs).await {
             tracing::warn!(%refusal, "the attempt is not collected");
+        }
+    }
+
+    /// Tells the other nodes that this one has ended with `cause`. On the first node, once all have: what ended the attempt. `None`: nobody is to say.
+    async fn conclude(&self, cause: &Cause) -> Option<Cause> {
+        if self.meeting.is_alone() {
+            return (self.folder.node() == 0).then(|| cause.clone());
+        }
+        let record = self.folder.exit_record().ok().flatten();
+        let at_us = record.as_ref().map_or_else(now_us, |record| record.ended_us);
+        let is_own = record.is_none_or(|record| !record.with_others);
+        self.meeting.ended(is_own.then_some((cause, at_us)));
+        if self.folder.node() > 0 {
+            return None;
+        }
+        tokio::select! {
+            cause = self.meeting.conclusion() => Some(match cause {
+                // It is about the job, not about this node.
+                Cause::Part { rank: None, cause, .. } if self.folder.verdict().as_ref() == Some(&*cause) => *cause,
+                cause => cause,
+            }),
+            () = self.control.abandoned() => None,
         }
     }
 
@@ -182,7 +213,13 @@ impl Attempt {
         if let Some(cause) = refused {
             return supervise::ended(self, cause).await;
         }
-        let prepared = tokio::select! {
+        let makes_ready = async {
+            // Where a launcher on the first node starts the processes, the others have none of their own.
+            let ready = if self.stands_by() { None } else { Some(prepare(self).await?) };
+            self.meeting.ready(&self.folder).await;
+            Ok(ready)
+        };
+        let prepared: Result<Option<Ready>, Cause> = tokio::select! {
             biased;
             demand = self.control.stop_demanded() => {
                 // Dropping the preparation ended its programs; what they left is swept.
@@ -190,15 +227,20 @@ impl Attempt {
                 self.sweep().await;
                 return outcome;
             }
-            prepared = prepare(self) => prepared,
+            prepared = makes_ready => prepared,
         };
         match prepared {
-            Ok(ready) => {
+            Ok(None) => supervise::stand_by(self).await,
+            Ok(Some(ready)) => {
                 trainyard_store::fail_point!("agent.environment_ready");
                 supervise::run(self, &ready).await
             }
             Err(cause) => supervise::ended(self, cause).await,
         }
+    }
+
+    fn stands_by(&self) -> bool {
+        self.folder.node() > 0 && self.definition.distribution.is_launched()
     }
 
     /// Whether a former agent started the code and did not live to see its end, or the engine says that there is nothing to start any more.
@@ -208,7 +250,8 @@ impl Attempt {
         match self.folder.started() {
             Ok(Some(started)) => Some(unrecorded_end(started, verdict, boot_id().as_deref())),
             Ok(None) if verdict.is_some() => verdict,
-            Ok(None) if self.order.started_at.is_some() => {
+            // An agent of this node that had not come to the start has left its place in the meeting.
+            Ok(None) if self.order.started_at.is_some() && matches!(self.folder.meeting(), Ok(None)) => {
                 lost("the code was started before, and what was known of it on its machine is gone")
             }
             Ok(None) => None,
@@ -223,10 +266,14 @@ impl Attempt {
     /// Delivers logs and outputs, and then says so.
     async fn collect(&self, shipper: Shipper, outputs: Outputs) -> Result<(), Refusal> {
         let mut warnings = std::mem::take(&mut *self.warnings.lock().unwrap_or_else(PoisonError::into_inner));
+        // Without a start, what is in the folder came with the snapshot.
+        let was_started = self.folder.started().is_ok_and(|started| started.is_some());
+        if was_started {
+            warnings.extend(data::deliver(self).await);
+        }
         warnings.extend(shipper.finish().await?);
         trainyard_store::fail_point!("agent.logs_sealed");
-        // Without a start, what is in the folder came with the snapshot.
-        if self.definition.history.output_collection && self.folder.started().is_ok_and(|started| started.is_some()) {
+        if self.definition.history.output_collection && was_started {
             warnings.extend(outputs.finish().await?);
         }
         trainyard_store::fail_point!("agent.outputs_stored");
@@ -243,13 +290,36 @@ impl Attempt {
             tracing::info!("the server asks for everything again; the next agent delivers it");
             return Ok(());
         }
-        // The answer to this is that the attempt is not wanted any more: it is over.
-        self.reporter.deliver(Report::Collected { warnings }).await;
+        if self.folder.node() == 0 {
+            self.meeting_is_over().await?;
+            // The answer to this is that the attempt is not wanted any more: it is over.
+            self.reporter.deliver(Report::Collected { warnings }).await;
+        } else {
+            for message in warnings {
+                self.reporter.deliver(Report::Warning { message }).await;
+            }
+            self.until_known(self.meeting.collected()).await?;
+        }
         trainyard_store::fail_point!("agent.collected_reported");
         self.folder.mark_collected()?;
         trainyard_store::fail_point!("agent.collected_noted");
         tracing::info!("everything is delivered");
         Ok(())
+    }
+
+    /// The attempt is not over before the other nodes have delivered everything, too.
+    async fn meeting_is_over(&self) -> Result<(), Refusal> {
+        if self.meeting.is_alone() {
+            return Ok(());
+        }
+        self.until_known(self.meeting.others_collected()).await
+    }
+
+    async fn until_known(&self, known: impl Future<Output = ()>) -> Result<(), Refusal> {
+        tokio::select! {
+            () = known => Ok(()),
+            () = self.control.abandoned() => Err(Refusal::Abandoned),
+        }
     }
 
     /// Says something about the run to its owner: at once, and again at the end should the server have missed it.
@@ -296,6 +366,9 @@ fn read_definition(order: &AttemptOrder) -> (Definition, Option<Cause>) {
         container: None,
         retries: RetryWish::default(),
         slurm: Default::default(),
+        kubernetes: Default::default(),
+        distribution: Default::default(),
+        data: Default::default(),
     };
     // Another try may find a server and an agent that fit.
     let refuse = |message: String| (nothing.clone(), Some(Cause::StartFailed { message, by_definition: false }));
@@ -318,7 +391,7 @@ mod tests {
     #[test]
     fn an_unrecorded_end_is_what_was_decided_or_the_machines_or_the_agents() {
         let lost = |stopping: Option<Cause>, noted: Option<&str>, now: Option<&str>| {
-            let started = Started { started_us: 1, main: None, stopping, boot_id: noted.map(str::to_owned) };
+            let started = Started { started_us: 1, main: None, more: Vec::new(), stopping, boot_id: noted.map(str::to_owned) };
             unrecorded_end(started, None, now).label()
         };
         let limit = Cause::TimeLimit { limit_seconds: 5, of: None };
@@ -333,7 +406,7 @@ mod tests {
     #[test]
     fn what_the_engine_says_explains_an_end_that_nobody_decided_here() {
         let ended = |stopping: Option<Cause>| {
-            let started = Started { started_us: 1, main: None, stopping, boot_id: Some("a".into()) };
+            let started = Started { started_us: 1, main: None, more: Vec::new(), stopping, boot_id: Some("a".into()) };
             unrecorded_end(started, Some(Cause::TimeLimit { limit_seconds: 60, of: Some("Slurm job 17".into()) }), Some("b")).label()
         };
         assert_eq!(ended(None), "time_limit", "not that the machine is another one");

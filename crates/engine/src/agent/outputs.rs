@@ -51,6 +51,8 @@ pub(super) struct Content {
 pub(super) struct Outputs {
     client: Arc<Client>,
     work: PathBuf,
+    /// What the folder is called in the run.
+    shown: String,
     /// What each file was like when it was last stored.
     stored: HashMap<String, Stamp>,
     /// What each file was like at the last look.
@@ -59,7 +61,8 @@ pub(super) struct Outputs {
 
 impl Outputs {
     pub(super) fn new(client: Arc<Client>, work: PathBuf) -> Self {
-        Self { client, work, stored: HashMap::new(), seen: HashMap::new() }
+        let shown = of_node(OUTPUTS, client.node());
+        Self { client, work, shown, stored: HashMap::new(), seen: HashMap::new() }
     }
 
     /// Stores quiet files until the pace is [`Pace::Finish`] or the attempt was given up.
@@ -114,8 +117,8 @@ impl Outputs {
     }
 
     async fn list(&self) -> Listing {
-        let (folder, work) = (self.work.join(OUTPUTS), self.work.clone());
-        let task = tokio::task::spawn_blocking(move || list(&folder, OUTPUTS, &work));
+        let (folder, work, shown) = (self.work.join(OUTPUTS), self.work.clone(), self.shown.clone());
+        let task = tokio::task::spawn_blocking(move || list(&folder, &shown, &work));
         task.await.expect("listing a folder does not panic, and nobody ends the task")
     }
 
@@ -136,6 +139,12 @@ impl Outputs {
             }
         }
     }
+}
+
+/// What a folder of the working directory is called in the run: those of nodes other than the first are in folders of their own in it, so that the
+/// nodes do not overwrite each other's files.
+pub(super) fn of_node(folder: &str, node: u32) -> String {
+    if node == 0 { folder.to_owned() } else { format!("{folder}/node-{node}") }
 }
 
 fn is_changed(found: &Found) -> bool {

@@ -1,4 +1,4 @@
-//! Makes ready what the code needs: the working directory from the snapshot, the environment, the CA bundle.
+//! Makes ready what the code needs: the working directory from the snapshot, the environment, the CA bundle, the data.
 //!
 //! Each part can be begun again after a crash: the working directory appears complete or not at all, and so does an environment.
 
@@ -19,6 +19,7 @@ use trainyard_wire::native::Report;
 use super::{
     client::{Refusal, chain},
     contained::{self, Contained},
+    data::{self, Placed},
     life::Attempt,
     report::Reporter,
     supervise::Ready,
@@ -48,12 +49,27 @@ pub(super) async fn prepare(attempt: &Attempt) -> Result<Ready, Cause> {
     };
     let working_directory = async {
         // Nothing may run before the server has said that this attempt is still wanted.
-        attempt.reporter.deliver(Report::Preparing { node: node_name() }).await;
+        if attempt.folder.node() == 0 {
+            attempt.reporter.deliver(Report::Preparing { node: node_name() }).await;
+        } else {
+            attempt.meeting.known().await;
+        }
         working_directory(attempt).await
     };
-    let ((), ca_bundle, (prepared, container)) = tokio::try_join!(working_directory, bundle, environment(attempt))?;
+    let ((), ca_bundle, (prepared, container), fetched) =
+        tokio::try_join!(working_directory, bundle, environment(attempt), data::fetch(attempt))?;
     let prefix = prepared.bin_dir.as_deref().and_then(Path::parent).map(Path::to_owned);
-    Ok(Ready { interpreter: prepared.interpreter, prefix, variables: prepared.variables, _in_use: prepared.in_use, ca_bundle, container })
+    let data = Placed::new(fetched, &attempt.folder.work())?;
+    Ok(Ready {
+        interpreter: prepared.interpreter,
+        prefix,
+        variables: prepared.variables,
+        _in_use: prepared.in_use,
+        ca_bundle,
+        container,
+        definition: data.fill(&attempt.definition),
+        data,
+    })
 }
 
 fn environment_settings(attempt: &Attempt) -> Result<EnvironmentSettings, Cause> {
@@ -254,6 +270,6 @@ async fn receive(response: Response, zip: &Path) -> Result<String, Broken> {
 }
 
 /// The name of this machine.
-fn node_name() -> String {
+pub(crate) fn node_name() -> String {
     fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "unknown".into(), |name| name.trim().to_owned())
 }

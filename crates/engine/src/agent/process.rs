@@ -43,8 +43,10 @@ pub(super) struct Launch {
 /// The children of the agent while the user's code runs.
 pub(super) struct Reaper {
     signals: unix::Signal,
-    main: Pid,
-    status: Option<WaitStatus>,
+    /// The main processes, in the order in which they were started.
+    mains: Vec<Pid>,
+    /// How main processes ended, by their places among them, the first one first.
+    ended: Vec<(usize, WaitStatus)>,
 }
 
 /// Why the code is not running.
@@ -70,14 +72,28 @@ pub(super) fn adopt_orphans() -> io::Result<()> {
     Ok(set_child_subreaper(Some(getpid()))?)
 }
 
-/// Starts the user's code. To be called on the thread that lives as long as the agent: the kernel ties the life of
-/// the code to that thread.
-pub(super) fn spawn(launch: &Launch) -> Result<(Reaper, MainProcess), NotStarted> {
+impl Reaper {
+    /// For a code that is about to be started.
+    pub(super) fn new() -> Result<Self, NotStarted> {
+        let signals = unix::signal(SignalKind::child())
+            .map_err(|error| NotStarted { message: format!("the ends of processes cannot be watched: {error}"), by_definition: false })?;
+        Ok(Self { signals, mains: Vec::new(), ended: Vec::new() })
+    }
+
+    /// Starts a main process of the user's code. To be called on the thread that lives as long as the agent: the kernel ties the life of the code to
+    /// that thread.
+    pub(super) fn spawn(&mut self, launch: &Launch) -> Result<MainProcess, NotStarted> {
+        let main = spawn(launch)?;
+        self.mains.push(Pid::from_raw(main.pid).expect("a child that was just started has a number above zero"));
+        Ok(main)
+    }
+}
+
+fn spawn(launch: &Launch) -> Result<MainProcess, NotStarted> {
     let machine = |what: &str| {
         let what = what.to_owned();
         move |error: io::Error| NotStarted { message: format!("{what}: {error}"), by_definition: false }
     };
-    let signals = unix::signal(SignalKind::child()).map_err(machine("the ends of processes cannot be watched"))?;
     let output = OpenOptions::new().create(true).append(true).open(&launch.output);
     let output = output.map_err(machine(&format!("`{}` cannot be opened", launch.output.display())))?;
     let copy = output.try_clone().map_err(machine("the log of the code cannot be opened twice"))?;
@@ -108,10 +124,9 @@ pub(super) fn spawn(launch: &Launch) -> Result<(Reaper, MainProcess), NotStarted
     }
     let child = command.spawn().map_err(|error| not_started(launch, &error))?;
     let pid = child.id().cast_signed();
-    let main = Pid::from_raw(pid).expect("a child that was just started has a number above zero");
     // It can't have been reaped yet, so its entry is there even if it has ended.
     let start_ticks = start_ticks(pid).unwrap_or_default();
-    Ok((Reaper { signals, main, status: None }, MainProcess { pid, start_ticks }))
+    Ok(MainProcess { pid, start_ticks })
 }
 
 impl Reaper {
@@ -119,8 +134,14 @@ impl Reaper {
     pub(super) fn reap(&mut self) -> Children {
         loop {
             match wait(WaitOptions::NOHANG) {
-                Ok(Some((pid, status))) if pid == self.main => self.status = Some(status),
-                Ok(Some(_)) | Err(Errno::INTR) => {}
+                Ok(Some((pid, status))) => {
+                    let place = self.mains.iter().position(|main| *main == pid);
+                    // An orphan may have got the number of a main process that ended before.
+                    if let Some(place) = place.filter(|place| self.ended.iter().all(|(ended, _)| ended != place)) {
+                        self.ended.push((place, status));
+                    }
+                }
+                Err(Errno::INTR) => {}
                 Ok(None) => return Children::Some,
                 Err(_) => return Children::None,
             }
@@ -132,12 +153,26 @@ impl Reaper {
         self.signals.recv().await;
     }
 
-    /// Resolves when the main process has ended, with its result. Cancel-safe.
-    pub(super) async fn main_ended(&mut self) -> WaitStatus {
+    /// Resolves when a main process has ended badly, with its place and result, or when the first `awaited` have ended well. Cancel-safe.
+    pub(super) async fn ended_badly_or_first(&mut self, awaited: usize) -> Option<(usize, WaitStatus)> {
         loop {
             self.reap();
-            if let Some(status) = self.status {
-                return status;
+            if let Some(failed) = self.ended.iter().find(|(_, status)| status.exit_status() != Some(0)) {
+                return Some(*failed);
+            }
+            if (0..awaited).all(|place| self.ended.iter().any(|(ended, _)| *ended == place)) {
+                return None;
+            }
+            self.child_event().await;
+        }
+    }
+
+    /// Resolves when every main process has ended, however. Cancel-safe.
+    pub(super) async fn mains_ended(&mut self) {
+        loop {
+            self.reap();
+            if self.ended.len() >= self.mains.len() {
+                return;
             }
             self.child_event().await;
         }

@@ -26,6 +26,7 @@ const PROGRESS_PAUSE: Duration = Duration::from_secs(1);
 pub(super) struct Reporter {
     queue: mpsc::UnboundedSender<Entry>,
     progress: watch::Sender<Option<Progress>>,
+    node: u32,
 }
 
 struct Entry {
@@ -40,27 +41,48 @@ impl Reporter {
         // Unbounded: an attempt makes a handful of reports, and the code must not wait for a server that is away.
         let (queue, entries) = mpsc::unbounded_channel();
         let (progress, steps) = watch::channel(None);
+        let node = client.node();
         tokio::spawn(Sender { client, control, heartbeat }.send_all(entries, steps));
-        Self { queue, progress }
+        Self { queue, progress, node }
     }
 
     /// Says how far the preparation is; `None`: it is over. What was not sent yet is forgotten.
     pub(super) fn progress(&self, progress: Option<Progress>) {
-        self.progress.send_replace(progress);
+        if self.node == 0 {
+            self.progress.send_replace(progress);
+        }
     }
 
-    /// Hands in a report without waiting.
+    /// Hands in a report without waiting. How the attempt is, only its first node says; the others tell what they have seen.
     pub(super) fn tell(&self, report: Report) {
+        let Some(report) = self.voiced(report) else { return };
         // Fails only once the attempt was given up: nobody wants to know any more.
         let _ = self.queue.send(Entry { report, answered: None });
     }
 
-    /// Hands in a report; resolves once the server has answered it (or has given the attempt up) and its
+    /// Hands in a report (see [`Reporter::tell`]); resolves once the server has answered it (or has given the attempt up) and its
     /// instruction was taken over.
     pub(super) async fn deliver(&self, report: Report) {
+        let Some(report) = self.voiced(report) else { return };
         let (answered, answer) = oneshot::channel();
         let _ = self.queue.send(Entry { report, answered: Some(answered) });
         let _ = answer.await;
+    }
+}
+
+impl Reporter {
+    fn voiced(&self, report: Report) -> Option<Report> {
+        match report {
+            report if self.node == 0 => Some(report),
+            Report::Warning { message } => Some(Report::Warning { message: format!("node {}: {message}", self.node) }),
+            Report::Alive => Some(Report::Alive),
+            Report::Preparing { .. }
+            | Report::Progress { .. }
+            | Report::EnvironmentReady { .. }
+            | Report::Started
+            | Report::Ended { .. }
+            | Report::Collected { .. } => None,
+        }
     }
 }
 

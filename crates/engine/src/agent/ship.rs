@@ -13,12 +13,13 @@ use std::{
 };
 
 use tokio::{sync::watch, time::Instant};
+use trainyard_core::definition::{Definition, Distribution};
 use trainyard_wire::native::Seal;
 
 use super::{
     client::{Client, LogAnswer, Position, Refusal},
     folder::AttemptFolder,
-    outputs::{Content, OUTPUTS, digest},
+    outputs::{Content, OUTPUTS, digest, of_node},
     spool::Spool,
     tail::{BATCH_PAUSE, CHUNK_BYTES, Next, Tail, look_pause},
     walk::{Found, Listing, Stamp, list},
@@ -29,6 +30,9 @@ pub(super) const SYSTEM_LOGS: &str = "azureml-logs";
 
 /// Shortest and longest time between two listings of the folders. Files that are known already are looked at more often.
 const LIST_INTERVAL: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+
+/// Logs of processes that are looked at without a listing; of more the others are found a little later.
+const QUICK_LOGS: u32 = 16;
 
 /// How often a log is sent again when the server's copy does not fit, before the run is told that it is incomplete.
 const SEAL_TRIES: u32 = 4;
@@ -49,6 +53,8 @@ pub(super) struct Shipper {
     client: Arc<Client>,
     folder: AttemptFolder,
     spool: Spool,
+    /// Processes of several whose logs are looked at as often as that of one.
+    ranks: Vec<u32>,
     watched: Vec<String>,
     tails: BTreeMap<String, Tail>,
     /// Files that the server does not take, with its reason.
@@ -57,12 +63,13 @@ pub(super) struct Shipper {
 }
 
 impl Shipper {
-    /// `directories` are the folders to watch, as the definition names them. Of each of the attempt's own logs, `spool_limit_bytes` may wait for
+    /// `definition` names the folders to watch. Of each of the attempt's own logs, `spool_limit_bytes` may wait for
     /// the server. To be made before anything writes a log.
-    pub(super) fn new(client: Arc<Client>, folder: AttemptFolder, directories: &[String], spool_limit_bytes: u64) -> Self {
-        let (watched, warnings) = watched_folders(directories);
+    pub(super) fn new(client: Arc<Client>, folder: AttemptFolder, definition: &Definition, spool_limit_bytes: u64) -> Self {
+        let (watched, warnings) = watched_folders(&definition.history.directories_to_watch);
+        let ranks = own_ranks(&definition.distribution, folder.node());
         let spool = Spool::open(folder.clone(), spool_limit_bytes);
-        Self { client, folder, spool, watched, tails: BTreeMap::new(), refused: BTreeMap::new(), warnings }
+        Self { client, folder, spool, ranks, watched, tails: BTreeMap::new(), refused: BTreeMap::new(), warnings }
     }
 
     /// Ships what grows until the pace is [`Pace::Finish`] or the attempt was given up.
@@ -129,11 +136,12 @@ impl Shipper {
         Ok(self.warnings.into_iter().collect())
     }
 
-    /// The two logs that every attempt has, without a look at any folder.
+    /// The logs that the attempt has in any case, without a look at any folder.
     async fn own_logs(&self) -> Vec<Found> {
-        let logs = [self.folder.driver_log(), self.folder.build_log()];
-        let mut logs: Vec<_> = logs
+        let ranks = self.ranks.iter().map(|rank| self.folder.rank_log(*rank));
+        let mut logs: Vec<_> = [self.folder.driver_log(), self.folder.build_log()]
             .into_iter()
+            .chain(ranks)
             .filter_map(|file| {
                 let stamp = Stamp::of(&std::fs::metadata(&file).ok()?);
                 Some(Found { path: format!("{SYSTEM_LOGS}/{}", file.file_name()?.to_str()?), file, stamp })
@@ -145,10 +153,11 @@ impl Shipper {
 
     async fn list(&self) -> Listing {
         let (logs, work, watched) = (self.folder.logs(), self.folder.work(), self.watched.clone());
+        let node = self.folder.node();
         let task = tokio::task::spawn_blocking(move || {
             let mut all = list(&logs, SYSTEM_LOGS, &logs);
             for folder in watched {
-                let listing = list(&work.join(&folder), &folder, &work);
+                let listing = list(&work.join(&folder), &of_node(&folder, node), &work);
                 all.files.extend(listing.files);
                 all.left_out.extend(listing.left_out);
             }
@@ -294,6 +303,16 @@ fn next_missing(before: Missing, held: u64, length: u64) -> Missing {
         Missing::Perhaps if held < length || held == 0 => Missing::From(held),
         Missing::From(offset) if held < length && held != offset => Missing::From(held),
         Missing::Perhaps | Missing::From(_) | Missing::All => Missing::All,
+    }
+}
+
+/// The processes, the first ones of many, whose logs this node has.
+fn own_ranks(spread: &Distribution, node: u32) -> Vec<u32> {
+    match (spread.world_size(), spread.is_launched(), node) {
+        (1, _, _) => Vec::new(),
+        (world, true, 0) => (0..world.min(QUICK_LOGS)).collect(),
+        (_, true, _) => Vec::new(),
+        (_, false, _) => spread.ranks(node).into_iter().map(|rank| rank.rank).take(QUICK_LOGS as usize).collect(),
     }
 }
 

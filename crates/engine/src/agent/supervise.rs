@@ -4,27 +4,22 @@
 //! ended before anybody is told. So an agent that comes after never starts the code a second time, and knows what an
 //! earlier one had decided.
 
-use std::{
-    collections::BTreeMap,
-    fs, io,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use trainyard_core::run::Cause;
+use trainyard_core::{definition::Definition, ids::AttemptId, run::Cause};
 use trainyard_wire::native::Report;
 
 use super::{
     contained::Contained,
     control::Demand,
+    crew::{Crew, launches},
+    data::Placed,
     folder::{ExitRecord, MainProcess, Started, boot_id},
     life::Attempt,
     memory::MemoryWatch,
-    outputs::OUTPUTS,
-    process::{self, Launch, NotStarted, Reaper},
+    process::{NotStarted, Reaper, cause_of},
     ship::Pace,
     tree::{self, Tree},
-    variables::{Sources, command_line, variables},
 };
 use crate::{clock::now_us, container, environment::InUse};
 
@@ -56,13 +51,10 @@ pub(super) struct Ready {
     pub(super) ca_bundle: PathBuf,
     /// The container that it all is in; `None`: the machine itself.
     pub(super) container: Option<Contained>,
-}
-
-impl Ready {
-    /// Whether the code is in a container that the engine ends as a whole.
-    fn is_contained(&self) -> bool {
-        self.container.as_ref().is_some_and(Contained::passes_signals_on)
-    }
+    /// The definition, with the paths of its data in its command line.
+    pub(super) definition: Definition,
+    /// Where its data is.
+    pub(super) data: Placed,
 }
 
 /// How the agent's work on the code ended.
@@ -90,31 +82,31 @@ impl From<NotStarted> for Cause {
 
 /// Runs the code of `attempt`. Only if it was never started: the caller has looked.
 pub(super) async fn run(attempt: &Attempt, ready: &Ready) -> Outcome {
-    let launch = match launch(attempt, ready) {
-        Ok(launch) => launch,
+    let mut crew = match launches(attempt, ready) {
+        Ok(crew) => crew,
         Err(refused) => return ended(attempt, refused.into()).await,
     };
     match attempt.control.now() {
         Demand::Continue => {}
         demand => return stopped_before_start(attempt, demand).await,
     }
-    let mut started = Started { started_us: now_us(), main: None, stopping: None, boot_id: boot_id() };
+    let mut started = Started { started_us: now_us(), main: None, more: Vec::new(), stopping: None, boot_id: boot_id() };
     if let Err(error) = attempt.folder.write_started(&started) {
         let message = format!("the agent cannot note the start in `{}`: {error}", attempt.folder.path().display());
         return ended(attempt, Cause::StartFailed { message, by_definition: false }).await;
     }
     let mut memory = MemoryWatch::start();
     trainyard_store::fail_point!("agent.start_noted");
-    let (mut reaper, main) = match process::spawn(&launch) {
-        Ok(spawned) => spawned,
-        Err(refused) => return ended(attempt, refused.into()).await,
+    let mut reaper = match start_all(attempt, &mut crew).await {
+        Ok(reaper) => reaper,
+        Err(outcome) => return outcome,
     };
-    drop(launch);
     trainyard_store::fail_point!("agent.spawned");
     attempt.pace.send_replace(Pace::Started);
     attempt.reporter.tell(Report::Started);
-    tracing::info!(pid = main.pid, "the code runs");
-    started.main = Some(main);
+    tracing::info!(processes = crew.mains().len(), "the code runs");
+    started.main = crew.mains().first().copied();
+    started.more = crew.mains().into_iter().skip(1).collect();
     if let Err(error) = attempt.folder.write_started(&started) {
         tracing::warn!(%error, "the process id is not noted; should this agent be killed, the code's processes are found by their environment");
     }
@@ -123,33 +115,133 @@ pub(super) async fn run(attempt: &Attempt, ready: &Ready) -> Outcome {
     let limit = attempt.definition.max_run_duration_seconds;
     let stop = tokio::select! {
         biased;
-        status = reaper.main_ended() => {
-            let (cause, warning) = memory.conclude(process::cause_of(status));
-            let (cause, more) = match &ready.container {
-                Some(container) => container.ended(attempt, cause).await,
-                None => (cause, None),
-            };
-            let cause = told_to_end(attempt, cause).await;
-            for warning in warning.into_iter().chain(more) {
-                attempt.warn(warning);
-            }
-            let outcome = ended(attempt, cause).await;
-            // With a container everything that was in it is gone.
-            if !ready.is_contained() {
-                end_aftermath(attempt, main, &mut reaper).await;
-            }
-            return outcome;
-        }
+        end = code_ended(attempt, &crew, &mut reaper) => return close(attempt, &crew, (end, started), (&mut reaper, &mut memory)).await,
         demand = attempt.control.stop_demanded() => Stop::Demanded(demand),
         limit = elapsed(limit) => Stop::TimeLimit(limit),
         never = memory.keep_looking() => match never {},
     };
-    stop_running(attempt, ready, (stop, started), &mut reaper).await
+    stop_running(attempt, &crew, (stop, started), &mut reaper).await
+}
+
+/// Starts every process. `Err`: one could not be started, and those that were are ended again.
+async fn start_all(attempt: &Attempt, crew: &mut Crew) -> Result<Reaper, Outcome> {
+    let refused = match Reaper::new() {
+        Ok(mut reaper) => match crew.start(&mut reaper) {
+            Ok(()) => return Ok(reaper),
+            Err(refused) => {
+                end_crew(attempt, crew, &mut reaper).await;
+                refused
+            }
+        },
+        Err(refused) => refused,
+    };
+    Err(ended(attempt, refused.into()).await)
+}
+
+/// How the code came to its end by itself.
+#[derive(Clone, Copy, Debug)]
+enum CodeEnd {
+    /// All that have an end have come to it.
+    Completed,
+    /// One process, by its place, ended like this before all others.
+    Failed(usize, rustix::process::WaitStatus),
+}
+
+/// Resolves when a process has ended badly, or when all that have an end have come to it, here and on every other node. Cancel-safe.
+async fn code_ended(attempt: &Attempt, crew: &Crew, reaper: &mut Reaper) -> CodeEnd {
+    if let Some((place, status)) = reaper.ended_badly_or_first(crew.awaited()).await {
+        return CodeEnd::Failed(place, status);
+    }
+    if !crew.has_servants() {
+        return CodeEnd::Completed;
+    }
+    // What is left serves the others, perhaps on other nodes.
+    tokio::select! {
+        biased;
+        failed = reaper.ended_badly_or_first(usize::MAX) => match failed {
+            Some((place, status)) => CodeEnd::Failed(place, status),
+            None => CodeEnd::Completed,
+        },
+        () = attempt.meeting.done() => CodeEnd::Completed,
+    }
+}
+
+/// Notes the end of code that ended by itself, and ends what it left.
+async fn close(
+    attempt: &Attempt,
+    crew: &Crew,
+    (end, mut started): (CodeEnd, Started),
+    (reaper, memory): (&mut Reaper, &mut MemoryWatch),
+) -> Outcome {
+    let at_us = now_us();
+    let (place, cause) = match end {
+        CodeEnd::Completed => (0, Cause::Completed),
+        CodeEnd::Failed(place, status) => (place, cause_of(status)),
+    };
+    let (cause, warning) = memory.conclude(cause);
+    let (cause, more) = match crew.container(place) {
+        Some(container) if crew.is_one() || cause != Cause::Completed => container.ended(attempt, cause).await,
+        _ => (cause, None),
+    };
+    let cause = crew.blame(attempt, place, told_to_end(attempt, cause).await);
+    for warning in warning.into_iter().chain(more) {
+        attempt.warn(warning);
+    }
+    if crew.is_one() {
+        attempt.meeting.ends(&cause, at_us);
+        let outcome = ended_at(attempt, cause, at_us).await;
+        // With a container everything that was in it is gone.
+        if !crew.is_contained() {
+            end_aftermath(attempt, crew.mains(), reaper).await;
+        }
+        return outcome;
+    }
+    if cause == Cause::Completed && !crew.has_servants() {
+        let outcome = ended_at(attempt, cause, at_us).await;
+        if crew.is_contained() {
+            crew.remove_containers(attempt).await;
+        } else {
+            end_aftermath(attempt, crew.mains(), reaper).await;
+        }
+        return outcome;
+    }
+    if cause != Cause::Completed {
+        // The others need not wait until what is left here has had its grace.
+        attempt.meeting.ends(&cause, at_us);
+    }
+    started.stopping = Some(cause.clone());
+    if let Err(error) = attempt.folder.write_started(&started) {
+        tracing::warn!(%error, "why the code is stopped is not noted");
+    }
+    end_crew(attempt, crew, reaper).await;
+    ended_at(attempt, cause, at_us).await
+}
+
+/// For a node whose processes a launcher on the first node starts: there is nothing to do here but to be there.
+pub(super) async fn stand_by(attempt: &Attempt) -> Outcome {
+    attempt.pace.send_replace(Pace::Started);
+    tokio::select! {
+        biased;
+        demand = attempt.control.stop_demanded() => match demand {
+            Demand::Terminate => {
+                let cause = stopped_by(Demand::Terminate);
+                attempt.meeting.ends(&cause, now_us());
+                ended(attempt, cause).await
+            }
+            demand => stopped_before_start(attempt, demand).await,
+        },
+        () = attempt.meeting.first_ended() => ended(attempt, Cause::Completed).await,
+    }
 }
 
 /// Notes how an attempt ended whose code does not run (any more).
 pub(super) async fn ended(attempt: &Attempt, cause: Cause) -> Outcome {
-    let record = ExitRecord { cause: cause.clone(), ended_us: now_us() };
+    ended_at(attempt, cause, now_us()).await
+}
+
+async fn ended_at(attempt: &Attempt, cause: Cause, ended_us: i64) -> Outcome {
+    let with_others = matches!(attempt.control.now(), Demand::Leave { cause: others } if others == cause);
+    let record = ExitRecord { cause: cause.clone(), ended_us, with_others };
     tracing::info!(cause = cause.label(), "the code is over");
     trainyard_store::fail_point!("agent.code_ended");
     // The record is the truth about the run: nothing goes on without it, however long the disk is full.
@@ -173,6 +265,7 @@ pub(super) async fn ended(attempt: &Attempt, cause: Cause) -> Outcome {
 pub(super) async fn stopped_before_start(attempt: &Attempt, demand: Demand) -> Outcome {
     match demand {
         Demand::Continue | Demand::Terminate => Outcome::Interrupted,
+        Demand::Leave { cause } => ended(attempt, cause).await,
         Demand::Cancel { by, why } => ended(attempt, Cause::Cancelled { by, why }).await,
         Demand::Abandon => Outcome::Abandoned,
     }
@@ -180,8 +273,8 @@ pub(super) async fn stopped_before_start(attempt: &Attempt, demand: Demand) -> O
 
 /// Ends whatever a former agent of the attempt left alive.
 pub(super) async fn sweep(attempt: &Attempt) {
-    let main = attempt.folder.started().ok().flatten().and_then(|started| started.main_now());
-    let left = end_tree(attempt, &Tree::of_agent(attempt.id, main), None).await;
+    let mains = attempt.folder.started().ok().flatten().map(|started| started.mains_now()).unwrap_or_default();
+    let left = end_tree(attempt, &Tree::of_agent(node(attempt), mains), None).await;
     if left > 0 {
         tracing::error!(left, "processes of a former agent do not end");
     }
@@ -192,43 +285,59 @@ pub(super) async fn sweep(attempt: &Attempt) {
     }
 }
 
-async fn stop_running(attempt: &Attempt, ready: &Ready, (stop, mut started): (Stop, Started), reaper: &mut Reaper) -> Outcome {
-    let cause = match stop {
-        Stop::TimeLimit(limit_seconds) => Cause::TimeLimit { limit_seconds, of: None },
-        Stop::Demanded(demand) => stopped_by(demand),
+async fn stop_running(attempt: &Attempt, crew: &Crew, (stop, mut started): (Stop, Started), reaper: &mut Reaper) -> Outcome {
+    let at_us = now_us();
+    let (cause, is_own) = match stop {
+        Stop::TimeLimit(limit_seconds) => (Cause::TimeLimit { limit_seconds, of: None }, true),
+        Stop::Demanded(demand @ Demand::Leave { .. }) => (stopped_by(demand), false),
+        Stop::Demanded(demand) => (stopped_by(demand), true),
     };
     tracing::info!(cause = cause.label(), "stopping the code");
     started.stopping = Some(cause.clone());
     if let Err(error) = attempt.folder.write_started(&started) {
         tracing::warn!(%error, "why the code is stopped is not noted");
     }
-    if let (Some(container), Some(main)) = (&ready.container, started.main) {
-        end_container(attempt, container, main, reaper).await;
+    if is_own {
+        attempt.meeting.ends(&cause, at_us);
     }
-    // What an engine keeps for other containers, its monitor of namespaces say, may descend from this agent.
-    let tree = if ready.is_contained() { Tree::of_outsider(attempt.id, started.main) } else { Tree::of_agent(attempt.id, started.main) };
-    let left = end_tree(attempt, &tree, Some(reaper)).await;
-    if left > 0 {
-        attempt.warn(format!("{left} processes of the run do not end, not even when killed; they may hold files or devices"));
-    }
-    match ended(attempt, cause).await {
+    end_crew(attempt, crew, reaper).await;
+    match ended_at(attempt, cause, at_us).await {
         _ if attempt.control.now() == Demand::Abandon => Outcome::Abandoned,
         outcome => outcome,
     }
 }
 
-/// Ends a container: TERM for the code in it, which the engine's client passes on, and once its time is over whatever is left of it.
-async fn end_container(attempt: &Attempt, container: &Contained, main: MainProcess, reaper: &mut Reaper) {
-    if container.passes_signals_on() && attempt.control.now() != Demand::Abandon {
-        tree::ask(main);
+/// Ends every process that is left of the code, with time for last words.
+async fn end_crew(attempt: &Attempt, crew: &Crew, reaper: &mut Reaper) {
+    let mains = crew.mains();
+    if crew.is_contained() {
+        end_containers(attempt, crew, reaper).await;
+    }
+    // What an engine keeps for other containers, its monitor of namespaces say, may descend from this agent.
+    let tree = if crew.is_contained() { Tree::of_node(node(attempt), mains) } else { Tree::of_agent(node(attempt), mains) };
+    let left = end_tree(attempt, &tree, Some(reaper)).await;
+    if left > 0 {
+        attempt.warn(format!("{left} processes of the run do not end, not even when killed; they may hold files or devices"));
+    }
+}
+
+/// Ends containers: TERM for the code in them, which the engine's clients pass on, and once its time is over whatever is left of them.
+async fn end_containers(attempt: &Attempt, crew: &Crew, reaper: &mut Reaper) {
+    if attempt.control.now() != Demand::Abandon {
+        for main in crew.mains() {
+            tree::ask(main);
+        }
         tokio::select! {
-            _ = tokio::time::timeout(attempt.grace(), reaper.main_ended()) => {}
+            _ = tokio::time::timeout(attempt.grace(), reaper.mains_ended()) => {}
             () = attempt.control.abandoned() => {}
         }
     }
-    if let Err(error) = container.remove().await {
-        attempt.warn(format!("the container of the run could not be removed: {error}"));
-    }
+    crew.remove_containers(attempt).await;
+}
+
+/// What the processes of this node are known by.
+fn node(attempt: &Attempt) -> (AttemptId, u32) {
+    (attempt.id, attempt.folder.node())
 }
 
 /// Ends a tree, with time for last words; without any once the attempt was given up: another one may be at work already. Gives the number of
@@ -244,11 +353,11 @@ async fn end_tree(attempt: &Attempt, tree: &Tree, mut reaper: Option<&mut Reaper
 }
 
 /// Ends what the code left behind.
-async fn end_aftermath(attempt: &Attempt, main: MainProcess, reaper: &mut Reaper) {
+async fn end_aftermath(attempt: &Attempt, mains: Vec<MainProcess>, reaper: &mut Reaper) {
     if tokio::time::timeout(AFTERMATH, reaper.all_ended()).await.is_ok() {
         return;
     }
-    let tree = Tree::of_agent(attempt.id, Some(main));
+    let tree = Tree::of_agent(node(attempt), mains);
     let names = tree.describe();
     if names.is_empty() {
         return;
@@ -287,55 +396,11 @@ async fn told_to_end(attempt: &Attempt, cause: Cause) -> Cause {
 /// What a demand to stop makes the cause of an end.
 fn stopped_by(demand: Demand) -> Cause {
     match demand {
+        Demand::Leave { cause } => cause,
         Demand::Cancel { by, why } => Cause::Cancelled { by, why },
         Demand::Abandon => Cause::AgentLost { message: "the server gave this attempt up".into() },
         Demand::Terminate | Demand::Continue => {
             Cause::Preempted { message: "the agent was told to end; was the machine shut down, or its job taken off it?".into() }
         }
-    }
-}
-
-/// Everything that the start needs, or why it is not possible.
-fn launch(attempt: &Attempt, ready: &Ready) -> Result<Launch, NotStarted> {
-    let (work, definition) = (attempt.folder.work(), &attempt.definition);
-    let (program, arguments) =
-        command_line(definition, &ready.interpreter, &work).map_err(|message| NotStarted { message, by_definition: true })?;
-    for name in [OUTPUTS, "logs"] {
-        make_folder(&work.join(name)).map_err(|error| NotStarted {
-            message: format!("the folder `{name}` cannot be made in the working directory: {error}"),
-            by_definition: false,
-        })?;
-    }
-    let (token, token_expires_on) = attempt.client.token();
-    let id = attempt.id.to_string();
-    let own: BTreeMap<_, _> = std::env::vars_os().collect();
-    let (variables, warnings) = variables(&Sources {
-        own: ready.container.as_ref().map_or_else(|| own.clone(), |container| container.surroundings(&own)),
-        environment: &ready.variables,
-        server: &attempt.order.variables,
-        attempt: &id,
-        endpoint: &attempt.order.endpoint,
-        token: (&token, token_expires_on),
-        work: &work,
-        logs: &attempt.folder.logs(),
-        ca_bundle: &ready.ca_bundle,
-        prefix: ready.prefix.as_deref(),
-        definition,
-    });
-    for warning in warnings {
-        attempt.warn(warning);
-    }
-    let launch = Launch { program, arguments, variables, directory: work, output: attempt.folder.driver_log() };
-    match &ready.container {
-        Some(container) => container.around(attempt, launch, (&ready.ca_bundle, ready.prefix.as_deref()), &own),
-        None => Ok(launch),
-    }
-}
-
-/// A snapshot may bring the folder, or even a file of that name; with a file nothing is kept, which the collection says.
-fn make_folder(path: &Path) -> io::Result<()> {
-    match fs::create_dir(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        result => result,
     }
 }

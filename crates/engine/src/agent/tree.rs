@@ -23,6 +23,9 @@ use crate::container;
 /// The variable by which the processes of an attempt are known.
 pub(crate) const ATTEMPT_VARIABLE: &str = "TRAINYARD_ATTEMPT_ID";
 
+/// The variable that tells the processes of the attempt's nodes apart, where several are on one machine. Those of node 0 do not have it.
+pub(crate) const NODE_VARIABLE: &str = "TRAINYARD_ATTEMPT_NODE";
+
 /// How long somebody outside the attempt waits for what he has killed to be gone.
 const OUTSIDER_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -36,8 +39,10 @@ const LOOK_PAUSE: (Duration, Duration) = (Duration::from_millis(5), Duration::fr
 #[derive(Clone, Debug)]
 pub(super) struct Tree {
     entry: Vec<u8>,
+    /// Only the processes of this node; `None`: of all.
+    node: Option<u32>,
     descendants_of: Option<i32>,
-    main: Option<MainProcess>,
+    mains: Vec<MainProcess>,
 }
 
 /// A living process.
@@ -66,14 +71,19 @@ impl Stat {
 }
 
 impl Tree {
-    /// The tree of `attempt` as its agent sees it: its own descendants belong to it.
-    pub(super) fn of_agent(attempt: AttemptId, main: Option<MainProcess>) -> Self {
-        Self { descendants_of: Some(own_pid()), ..Self::of_outsider(attempt, main) }
+    /// The tree of a node of `attempt` as its agent sees it: its own descendants belong to it.
+    pub(super) fn of_agent(node: (AttemptId, u32), mains: Vec<MainProcess>) -> Self {
+        Self { descendants_of: Some(own_pid()), ..Self::of_node(node, mains) }
     }
 
-    /// The tree as anybody else sees it.
-    pub(super) fn of_outsider(attempt: AttemptId, main: Option<MainProcess>) -> Self {
-        Self { entry: format!("{ATTEMPT_VARIABLE}={attempt}").into_bytes(), descendants_of: None, main }
+    /// The tree of a node of `attempt` as anybody else sees it.
+    pub(super) fn of_node((attempt, node): (AttemptId, u32), mains: Vec<MainProcess>) -> Self {
+        Self { node: Some(node), ..Self::of_outsider(attempt, mains) }
+    }
+
+    /// The trees of all nodes of `attempt` on this machine as anybody else sees them.
+    pub(super) fn of_outsider(attempt: AttemptId, mains: Vec<MainProcess>) -> Self {
+        Self { entry: format!("{ATTEMPT_VARIABLE}={attempt}").into_bytes(), node: None, descendants_of: None, mains }
     }
 
     /// Ends the whole tree: TERM, up to `grace`, then KILL until nothing is left. Gives the number of processes that even KILL did not
@@ -137,7 +147,7 @@ impl Tree {
     /// A session id outlives its leader, and the number may be given to another session once that has no member left; the start times
     /// tell them apart: nobody in the session of the main process is older than it.
     fn in_session(&self, stat: &Stat) -> bool {
-        self.main.is_some_and(|main| {
+        self.mains.iter().any(|main| {
             stat.session == main.pid
                 && stat.start_ticks >= main.start_ticks
                 && (stat.pid != main.pid || stat.start_ticks == main.start_ticks)
@@ -146,7 +156,17 @@ impl Tree {
 
     /// Unreadable environments belong to other users, and so to other attempts.
     fn carries_entry(&self, pid: i32) -> bool {
-        fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environ| environ.split(|byte| *byte == 0).any(|entry| entry == self.entry))
+        fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environ| self.is_named_in(&environ))
+    }
+
+    fn is_named_in(&self, environ: &[u8]) -> bool {
+        let entries = || environ.split(|byte| *byte == 0);
+        if !entries().any(|entry| entry == self.entry) {
+            return false;
+        }
+        let Some(node) = self.node else { return true };
+        let named = entries().find_map(|entry| std::str::from_utf8(entry.strip_prefix(NODE_VARIABLE.as_bytes())?.strip_prefix(b"=")?).ok());
+        named.map_or(node == 0, |named| named == node.to_string())
     }
 }
 
@@ -154,7 +174,7 @@ impl Tree {
 /// gave the attempt up. The fence must be up: nothing else keeps an agent from being started again. Blocks until nothing is left, for some seconds at
 /// most; what does not end by then is in the log.
 pub fn kill(folder: &AttemptFolder, attempt: AttemptId) {
-    let main = folder.started().ok().flatten().and_then(|started| started.main_now());
+    let mains = folder.started().ok().flatten().map(|started| started.mains_now()).unwrap_or_default();
     let deadline = Instant::now() + OUTSIDER_PATIENCE;
     while folder.agent_is_alive() {
         if Instant::now() >= deadline {
@@ -167,7 +187,7 @@ pub fn kill(folder: &AttemptFolder, attempt: AttemptId) {
         }
         std::thread::sleep(LOOK_PAUSE.0);
     }
-    end_all(attempt, &Tree::of_outsider(attempt, main));
+    end_all(attempt, &Tree::of_node((attempt, folder.node()), mains));
     container::remove_leftovers(folder.path());
 }
 
@@ -194,7 +214,7 @@ fn kill_with_descendants(pid: i32, deadline: Instant) {
 /// Kills whatever is left of `attempt` on this machine, for an executor that removes the `folder` of an attempt whose agent is gone. Blocks
 /// for a look at the process table, and for some seconds if something was left.
 pub fn end_leftovers(folder: &AttemptFolder, attempt: AttemptId) {
-    end_all(attempt, &Tree::of_outsider(attempt, None));
+    end_all(attempt, &Tree::of_outsider(attempt, Vec::new()));
     container::remove_leftovers(folder.path());
 }
 
@@ -319,9 +339,21 @@ mod tests {
     }
 
     #[test]
+    fn the_processes_of_two_nodes_on_one_machine_are_told_apart() {
+        let attempt = AttemptId(uuid::Uuid::nil());
+        let (first, second) =
+            (format!("A=b\0{ATTEMPT_VARIABLE}={attempt}\0"), format!("{ATTEMPT_VARIABLE}={attempt}\0{NODE_VARIABLE}=1\0"));
+        let of = |node| Tree::of_node((attempt, node), Vec::new());
+        assert!(of(0).is_named_in(first.as_bytes()) && !of(0).is_named_in(second.as_bytes()));
+        assert!(!of(1).is_named_in(first.as_bytes()) && of(1).is_named_in(second.as_bytes()));
+        let all = Tree::of_outsider(attempt, Vec::new());
+        assert!(all.is_named_in(first.as_bytes()) && all.is_named_in(second.as_bytes()) && !all.is_named_in(b"A=b\0"));
+    }
+
+    #[test]
     fn a_session_of_the_same_number_that_began_earlier_is_somebody_elses() {
         let main = MainProcess { pid: 40, start_ticks: 100 };
-        let tree = Tree { entry: Vec::new(), descendants_of: None, main: Some(main) };
+        let tree = Tree { entry: Vec::new(), node: None, descendants_of: None, mains: vec![main] };
         let at = |pid, session, start_ticks| Stat { pid, session, start_ticks, ..stat(pid, 1) };
         assert!(tree.in_session(&at(40, 40, 100)), "the main process");
         assert!(tree.in_session(&at(41, 40, 150)), "a child whose parent died");

@@ -1,6 +1,6 @@
 //! The environment and the command line of the user's process: a pure function of the order, the definition and what was prepared.
 //!
-//! Later wins: a short list of the agent's own variables, the server's (azureml-wire F.1, F.2), what only the agent knows,
+//! Later wins: a short list of the agent's own variables, the server's (azureml-wire F.1, F.2), what only the agent knows, the paths of the data,
 //! the definition's. The names in [`RESERVED`] tell who the run is, and a definition can't change them: one copied from another
 //! run would write to that run.
 
@@ -12,7 +12,10 @@ use std::{
 
 use trainyard_core::definition::{Definition, Entry};
 
-use super::tree::ATTEMPT_VARIABLE;
+use super::{
+    data::Placed,
+    tree::{ATTEMPT_VARIABLE, NODE_VARIABLE},
+};
 
 /// What the user's process inherits of the agent's environment, if it is there. Not a list of what to leave out: a secret has any name.
 const INHERITED: [&str; 29] = [
@@ -54,8 +57,11 @@ fn is_inherited(name: &OsStr) -> bool {
     name.to_str().is_some_and(|name| INHERITED.contains(&name) || INHERITED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)))
 }
 
+/// Set where everything that the agent has is the run's own: in a pod, whose variables are those of its image and of its target.
+pub(crate) const OWN_POD_VARIABLE: &str = "TRAINYARD_OWN_POD";
+
 /// Who the run is: not the definition's to say.
-const RESERVED: [&str; 4] = ["AZUREML_RUN_ID", "AZUREML_RUN_TOKEN", "AZUREML_RUN_TOKEN_EXPIRY", ATTEMPT_VARIABLE];
+const RESERVED: [&str; 5] = ["AZUREML_RUN_ID", "AZUREML_RUN_TOKEN", "AZUREML_RUN_TOKEN_EXPIRY", ATTEMPT_VARIABLE, NODE_VARIABLE];
 
 /// Where programs are searched if the agent itself has no `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -76,20 +82,33 @@ pub(super) struct Sources<'a> {
     pub(super) token: (&'a str, i64),
     /// Working directory.
     pub(super) work: &'a Path,
-    /// The folder of `70_driver_log.txt`.
+    /// The folder of logs.
     pub(super) logs: &'a Path,
+    /// The log of the process.
+    pub(super) log: &'a Path,
     /// System roots and the server's CA.
     pub(super) ca_bundle: &'a Path,
     /// The folder of the built environment (its programs are in `bin`); `None`: nothing was built.
     pub(super) prefix: Option<&'a Path>,
+    /// Where the data is.
+    pub(super) data: &'a Placed,
+    /// What tells this process from the others of its run.
+    pub(super) ranks: &'a [(&'static str, String)],
+    /// Which node of the attempt this is.
+    pub(super) node: u32,
     /// What the user asked for.
     pub(super) definition: &'a Definition,
 }
 
 /// The environment of the user's process, and what has to be said about it.
 pub(super) fn variables(sources: &Sources<'_>) -> (BTreeMap<OsString, OsString>, Vec<String>) {
-    let mut all: BTreeMap<OsString, OsString> =
-        sources.own.iter().filter(|(name, _)| is_inherited(name)).map(|(name, value)| (name.clone(), value.clone())).collect();
+    let in_own_pod = sources.own.contains_key(OsStr::new(OWN_POD_VARIABLE));
+    let mut all: BTreeMap<OsString, OsString> = sources
+        .own
+        .iter()
+        .filter(|(name, _)| in_own_pod || is_inherited(name))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect();
     all.entry("PATH".into()).or_insert_with(|| DEFAULT_PATH.into());
     if !["LANG", "LC_ALL", "LC_CTYPE"].iter().any(|name| all.contains_key(OsStr::new(name))) {
         // Else Python before 3.7 writes, and most tools assume, ASCII.
@@ -100,9 +119,19 @@ pub(super) fn variables(sources: &Sources<'_>) -> (BTreeMap<OsString, OsString>,
     all.extend(activated.map(|(name, value)| (name.into(), value.into())));
     all.extend(sources.server.iter().map(|(name, value)| (name.into(), value.into())));
     all.extend(known_here(sources).into_iter().map(|(name, value)| (name.into(), value)));
+    all.extend(sources.ranks.iter().map(|(name, value)| ((*name).into(), value.into())));
     all.extend(parameters(&sources.definition.arguments).into_iter().map(|(name, value)| (name.into(), value.into())));
 
     let mut warnings = Vec::new();
+    for (name, value) in &sources.data.variables {
+        match refused(name, value).or_else(|| sources.server.contains_key(name).then_some("the server sets it")) {
+            Some(why) => warnings.push(format!("the variable `{}` of the run's data is not set: {why}", name.escape_debug())),
+            None => drop(all.insert(name.into(), value.into())),
+        }
+    }
+    for (name, value) in sources.data.bare.iter().filter(|(name, value)| refused(name, value).is_none()) {
+        all.entry(name.into()).or_insert_with(|| value.into());
+    }
     for (name, value) in &sources.definition.environment_variables {
         let given = sources.server.contains_key(name).then_some(name.as_str());
         match refused(name, value).or_else(|| given.and_then(given_away)) {
@@ -114,6 +143,9 @@ pub(super) fn variables(sources: &Sources<'_>) -> (BTreeMap<OsString, OsString>,
     all.insert("AZUREML_RUN_TOKEN".into(), token.into());
     all.insert("AZUREML_RUN_TOKEN_EXPIRY".into(), expires_on.to_string().into());
     all.insert(ATTEMPT_VARIABLE.into(), sources.attempt.into());
+    if sources.node > 0 {
+        all.insert(NODE_VARIABLE.into(), sources.node.to_string().into());
+    }
     if let Some(prefix) = sources.prefix {
         let mut path = prefix.join("bin").into_os_string();
         if let Some(rest) = all.get(OsStr::new("PATH")).filter(|rest| !rest.is_empty()) {
@@ -146,7 +178,7 @@ fn known_here(sources: &Sources<'_>) -> Vec<(&'static str, OsString)> {
         ("CURL_CA_BUNDLE", bundle.into()),
         ("AZUREML_OUTPUT_DIRECTORY", sources.work.join("outputs").into()),
         ("AZUREML_LOGDIRECTORY_PATH", sources.logs.into()),
-        ("AZUREML_DRIVERLOG_PATH", sources.logs.join("70_driver_log.txt").into()),
+        ("AZUREML_DRIVERLOG_PATH", sources.log.into()),
         ("AZUREML_PROCESS_NAME", "main".into()),
         ("PWD", sources.work.into()),
     ]
@@ -266,7 +298,19 @@ mod tests {
             container: None,
             retries: RetryWish::default(),
             slurm: Default::default(),
+            kubernetes: Default::default(),
+            distribution: Default::default(),
+            data: Default::default(),
         }
+    }
+
+    #[test]
+    fn in_a_pod_of_its_own_the_code_sees_what_image_and_target_set() {
+        let mut case = Case::new();
+        case.own.push(("NCCL_DEBUG", "INFO"));
+        assert!(!case.run().0.contains_key("NCCL_DEBUG"));
+        case.own.push((OWN_POD_VARIABLE, "yes"));
+        assert_eq!(case.run().0["NCCL_DEBUG"], "INFO");
     }
 
     struct Case {
@@ -274,13 +318,21 @@ mod tests {
         server: BTreeMap<String, String>,
         prefix: Option<&'static Path>,
         environment: BTreeMap<String, String>,
+        data: Placed,
         definition: Definition,
     }
 
     impl Case {
         fn new() -> Self {
             let environment = BTreeMap::new();
-            Self { own: vec![("PATH", "/usr/bin")], server: BTreeMap::new(), prefix: None, environment, definition: definition() }
+            Self {
+                own: vec![("PATH", "/usr/bin")],
+                server: BTreeMap::new(),
+                prefix: None,
+                environment,
+                data: Placed::default(),
+                definition: definition(),
+            }
         }
 
         fn user(mut self, name: &str, value: &str) -> Self {
@@ -298,8 +350,12 @@ mod tests {
                 token: ("jwt", 1_700_000_000),
                 work: Path::new("/a/work"),
                 logs: Path::new("/a/spool/azureml-logs"),
+                log: Path::new("/a/spool/azureml-logs/70_driver_log.txt"),
+                ranks: &[],
+                node: 0,
                 ca_bundle: Path::new("/a/tls/bundle.pem"),
                 prefix: self.prefix,
+                data: &self.data,
                 definition: &self.definition,
             };
             let (all, warnings) = variables(&sources);
@@ -334,6 +390,20 @@ mod tests {
         assert_eq!(all["AZUREML_RUN_TOKEN_EXPIRY"], "1700000000");
         assert_eq!(warnings.len(), 4, "{warnings:?}");
         assert!(warnings.iter().any(|warning| warning.contains("`AZUREML_RUN_ID` of the definition is not set")));
+    }
+
+    #[test]
+    fn the_paths_of_data_are_told_and_take_nobodys_place() {
+        let mut case = Case::new().user("mine", "kept");
+        case.server.insert("AZUREML_NODE_COUNT".into(), "1".into());
+        let pairs = |names: &[&str]| names.iter().map(|name| ((*name).to_owned(), "/data".to_owned())).collect();
+        case.data.variables = pairs(&["AZURE_ML_INPUT_a", "TRAIN", "AZUREML_RUN_ID", "AZUREML_NODE_COUNT", "mine"]);
+        case.data.bare = pairs(&["PATH", "a"]);
+        let (all, warnings) = case.run();
+        assert_eq!((&*all["AZURE_ML_INPUT_a"], &*all["TRAIN"], &*all["a"]), ("/data", "/data", "/data"));
+        assert_eq!((&*all["PATH"], &*all["mine"], &*all["AZUREML_NODE_COUNT"]), ("/usr/bin", "kept", "1"));
+        assert!(!all.contains_key("AZUREML_RUN_ID"));
+        assert_eq!(warnings.len(), 2, "{warnings:?}");
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! An attempt is a folder named after it. The agent holds a lock on a file in it for as long as it lives, so that "is it there" is one
 //! system call that no reused process id and no unreaped zombie can fool, asked by this server or by one that was started later.
-//! The agent leads a session of its own: it outlives the server and shares no terminal with it.
+//! The agent leads a session of its own: it outlives the server and shares no terminal with it. An attempt on several nodes is as many agents here, each
+//! in a folder of its own in that of the attempt; it is there when all of them are.
 
 use std::{
     collections::HashMap,
@@ -14,12 +15,16 @@ use std::{
 };
 
 use futures_util::{FutureExt as _, future::BoxFuture};
-use trainyard_core::{Error, ErrorKind, Result, ids::AttemptId};
+use trainyard_core::{
+    Error, ErrorKind, Result,
+    definition::{Definition, distribution::MAX_NODES},
+    ids::{AttemptId, ComputeName},
+};
 use trainyard_wire::native::AttemptOrder;
 
 use self::gpus::Gpus;
-use super::{Executor, Observation};
-use crate::agent::folder::AttemptFolder;
+use super::{Executor, Machine, MachineState, Observation};
+use crate::agent::{folder::AttemptFolder, node_name};
 
 pub mod gpus;
 
@@ -76,7 +81,7 @@ pub struct LocalExecutor {
     binary: PathBuf,
     gpus: Gpus,
     /// Agents that this server started and that have not ended yet.
-    children: Mutex<HashMap<AttemptId, Child>>,
+    children: Mutex<HashMap<(AttemptId, u32), Child>>,
 }
 
 impl LocalExecutor {
@@ -95,23 +100,44 @@ impl LocalExecutor {
         AttemptFolder::new(self.root.join(attempt.to_string()))
     }
 
+    fn folder_of(&self, (attempt, node): (AttemptId, u32)) -> AttemptFolder {
+        AttemptFolder::of_node(self.root.join(attempt.to_string()), node)
+    }
+
     fn submit_now(&self, order: &AttemptOrder) -> Result<()> {
         let attempt = AttemptId(order.attempt);
-        let folder = self.folder(attempt);
-        if self.is_child(attempt) || folder.agent_is_alive() {
+        let missing: Vec<AttemptFolder> = (0..nodes_of(order))
+            .map(|node| self.folder_of((attempt, node)))
+            .filter(|folder| !folder.is_collected() && !self.is_node_alive((attempt, folder)))
+            .collect();
+        if missing.is_empty() {
             return Ok(());
         }
-        folder.create().map_err(|error| io_error("the folder of the attempt cannot be made", folder.path(), error))?;
+        let first = self.folder(attempt);
+        first.create().map_err(|error| io_error("the folder of the attempt cannot be made", first.path(), error))?;
         trainyard_store::fail_point!("executor.folder_made");
-        self.write_order(&folder, order)?;
+        self.write_order(&first, order)?;
         trainyard_store::fail_point!("executor.order_written");
+        for folder in missing {
+            self.start_node(order, &folder)?;
+        }
+        Ok(())
+    }
+
+    fn start_node(&self, order: &AttemptOrder, folder: &AttemptFolder) -> Result<()> {
+        let (attempt, node) = (AttemptId(order.attempt), folder.node());
+        folder.create().map_err(|error| io_error("the folder of the node cannot be made", folder.path(), error))?;
         folder.count_start().map_err(|error| io_error("the start of the agent cannot be counted", folder.path(), error))?;
         trainyard_store::fail_point!("executor.start_counted");
-        let child = self.start(folder.path())?;
+        let child = self.start((self.folder(attempt).path(), node), folder)?;
         trainyard_store::fail_point!("executor.agent_started");
-        tracing::info!(run = order.run_id, %attempt, pid = child.id(), "agent started");
-        self.children.lock().unwrap_or_else(PoisonError::into_inner).insert(attempt, child);
+        tracing::info!(run = order.run_id, %attempt, node, pid = child.id(), "agent started");
+        self.children.lock().unwrap_or_else(PoisonError::into_inner).insert((attempt, node), child);
         Ok(())
+    }
+
+    fn is_node_alive(&self, (attempt, folder): (AttemptId, &AttemptFolder)) -> bool {
+        self.is_child_of((attempt, folder.node())) || folder.agent_is_alive()
     }
 
     /// Writes the order, with the GPUs of the attempt in it.
@@ -131,12 +157,16 @@ impl LocalExecutor {
     }
 
     #[expect(unsafe_code, reason = "setsid between fork and exec is only to be had through pre_exec; it is async-signal-safe")]
-    fn start(&self, folder: &Path) -> Result<Child> {
-        let log = fs::OpenOptions::new().create(true).append(true).mode(0o600).open(folder.join("agent.log"));
+    fn start(&self, (attempt, node): (&Path, u32), folder: &AttemptFolder) -> Result<Child> {
+        let log = fs::OpenOptions::new().create(true).append(true).mode(0o600).open(folder.agent_log());
+        let folder = folder.path();
         let log = log.map_err(|error| io_error("the agent's log cannot be opened", folder, error))?;
         let copy = log.try_clone().map_err(|error| io_error("the agent's log cannot be opened", folder, error))?;
         let mut command = Command::new(&self.binary);
-        command.args(["agent", "--attempt-dir"]).arg(folder).stdin(Stdio::null()).stdout(copy).stderr(log).current_dir(folder);
+        command.args(["agent", "--attempt-dir"]).arg(attempt).stdin(Stdio::null()).stdout(copy).stderr(log).current_dir(folder);
+        if node > 0 {
+            command.args(["--node", &node.to_string()]);
+        }
         command.env_clear().envs(std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(is_kept)));
         // SAFETY: setsid is async-signal-safe and touches no memory of this process.
         unsafe {
@@ -150,37 +180,49 @@ impl LocalExecutor {
         self.children.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// Whether this server started an agent for `attempt` that has not ended. Collects the ones that have.
+    /// Whether this server started an agent for any node of `attempt` that has not ended. Collects the ones that have.
     pub(super) fn is_child(&self, attempt: AttemptId) -> bool {
+        self.living_children(|(of, _)| of == attempt)
+    }
+
+    fn is_child_of(&self, node: (AttemptId, u32)) -> bool {
+        self.living_children(|child| child == node)
+    }
+
+    fn living_children(&self, wanted: impl Fn((AttemptId, u32)) -> bool) -> bool {
         let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
-        children.retain(|attempt, child| match child.try_wait() {
+        children.retain(|(attempt, node), child| match child.try_wait() {
             Ok(None) => true,
             Ok(Some(status)) => {
-                tracing::debug!(%attempt, %status, "agent ended");
+                tracing::debug!(%attempt, node, %status, "agent ended");
                 false
             }
             Err(error) => {
-                tracing::warn!(%attempt, %error, "the agent cannot be waited for");
+                tracing::warn!(%attempt, node, %error, "the agent cannot be waited for");
                 false
             }
         });
-        children.contains_key(&attempt)
+        children.keys().any(|child| wanted(*child))
     }
 
     fn observe_now(&self, attempt: AttemptId) -> Observation {
-        let folder = self.folder(attempt);
-        if !folder.path().exists() {
+        let first = self.folder(attempt);
+        if !first.path().exists() {
             return Observation::Unknown;
         }
         // In this order: a child that has not taken the lock yet is alive; one that delivered everything may still be ending.
-        if folder.is_collected() {
+        if first.is_collected() {
             return Observation::Collected;
         }
-        if self.is_child(attempt) || folder.agent_is_alive() {
-            return Observation::Alive;
+        let count = first.read_order().map_or(1, |order| nodes_of(&order));
+        for node in 0..count {
+            let folder = self.folder_of((attempt, node));
+            // It may have delivered everything and ended between the two looks.
+            if !folder.is_collected() && !self.is_node_alive((attempt, &folder)) && !folder.is_collected() {
+                return Observation::NoAgent { starts: folder.starts() };
+            }
         }
-        // It may have delivered everything and ended between the two looks.
-        if folder.is_collected() { Observation::Collected } else { Observation::NoAgent { starts: folder.starts() } }
+        if first.is_collected() { Observation::Collected } else { Observation::Alive }
     }
 
     /// The order as it stands, with when the code was started as far as the folder knows better.
@@ -192,11 +234,13 @@ impl LocalExecutor {
 
     fn clean_now(&self, attempt: AttemptId) -> Result<()> {
         let folder = self.folder(attempt);
-        if self.is_child(attempt) || folder.agent_is_alive() {
+        if self.is_child(attempt) || folder.nodes().iter().any(AttemptFolder::agent_is_alive) {
             // It is told to abandon at its next word; the folder goes at a later sweep.
             return Ok(());
         }
-        crate::agent::end_leftovers(&folder, attempt);
+        for node in folder.nodes() {
+            crate::agent::end_leftovers(&node, attempt);
+        }
         match fs::remove_dir_all(folder.path()) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(io_error("the folder of the attempt cannot be removed", folder.path(), error))
@@ -212,6 +256,20 @@ impl LocalExecutor {
 }
 
 impl Executor for LocalExecutor {
+    fn machines<'a>(&'a self, _target: &'a ComputeName) -> BoxFuture<'a, Result<Option<Vec<Machine>>>> {
+        async {
+            let at_work = self.leftovers_now()?.into_iter().filter(|attempt| self.folder(*attempt).agent_is_alive()).count();
+            let state = if at_work > 0 { MachineState::Running } else { MachineState::Idle };
+            Ok(Some(vec![Machine { name: node_name(), state, says: format!("this machine, {at_work} agents at work") }]))
+        }
+        .boxed()
+    }
+
+    /// Every node takes a slot: they are all on this machine.
+    fn slots(&self, definition: &Definition) -> u32 {
+        definition.distribution.node_count
+    }
+
     fn submit<'a>(&'a self, order: &'a AttemptOrder) -> BoxFuture<'a, Result<()>> {
         async move { self.submit_now(order) }.boxed()
     }
@@ -259,13 +317,21 @@ impl Executor for LocalExecutor {
     }
 }
 
+/// On how many nodes the attempt of an order is.
+fn nodes_of(order: &AttemptOrder) -> u32 {
+    let count = order.definition["distribution"]["node_count"].as_u64().and_then(|count| u32::try_from(count).ok());
+    count.unwrap_or(1).clamp(1, MAX_NODES)
+}
+
 fn put_up_fence(folder: &AttemptFolder, attempt: AttemptId) -> Result<()> {
     if !folder.path().exists() {
         return Ok(());
     }
     folder.fence().map_err(|error| io_error("the fence cannot be put up in", folder.path(), error))?;
     // At once, and stopped processes too: the note is for an agent that is started by something else later.
-    crate::agent::kill(folder, attempt);
+    for node in folder.nodes() {
+        crate::agent::kill(&node, attempt);
+    }
     Ok(())
 }
 

@@ -12,6 +12,7 @@
 mod check;
 mod ending;
 mod jobs;
+mod machines;
 mod observe;
 mod parse;
 mod reason;
@@ -39,8 +40,8 @@ use trainyard_core::{
 };
 use trainyard_wire::native::AttemptOrder;
 
-use self::{check::Checks, jobs::Jobs, tick::Ticking, tools::Tools, view::View};
-use super::{Executor, Observation, local::LocalExecutor};
+use self::{check::Checks, jobs::Jobs, machines::Machines, tick::Ticking, tools::Tools, view::View};
+use super::{Executor, Machine, Observation, local::LocalExecutor};
 use crate::agent::folder::AttemptFolder;
 
 /// How a Slurm cluster is reached. Targets with the same settings share one [`SlurmExecutor`].
@@ -83,6 +84,7 @@ struct Inner {
     jobs: Jobs,
     view: View,
     checks: Checks,
+    machines: Machines,
     sending: Semaphore,
     ticking: Ticking,
     _lock: fs::File,
@@ -117,6 +119,7 @@ impl SlurmExecutor {
             jobs: Jobs::default(),
             view: View::default(),
             checks: Checks::default(),
+            machines: Machines::default(),
             sending: Semaphore::new(SENDING),
             ticking: Ticking::default(),
             _lock: lock,
@@ -155,8 +158,21 @@ impl Inner {
 
 impl Executor for SlurmExecutor {
     fn check<'a>(&'a self, definition: &'a Definition) -> BoxFuture<'a, Result<Option<String>>> {
-        let wish = self.inner.wish(definition);
-        async move { self.inner.checks.ask(&self.inner.tools, wish).await }.boxed()
+        let (wish, spread) = (self.inner.wish(definition), definition.distribution);
+        let is_boxed_in = spread.is_launched() && spread.node_count > 1 && definition.container.is_some();
+        async move {
+            if is_boxed_in {
+                let message = "MPI over several nodes is not possible from inside a container: leave the container out, or use one node";
+                return Err(Error::invalid(message).with_target("Configuration.Communicator"));
+            }
+            self.inner.checks.ask(&self.inner.tools, (wish, spread.node_count)).await
+        }
+        .boxed()
+    }
+
+    fn machines<'a>(&'a self, target: &'a ComputeName) -> BoxFuture<'a, Result<Option<Vec<Machine>>>> {
+        let partition = self.inner.targets.get(target).and_then(|wish| wish.partition.as_deref());
+        async move { self.inner.machines.of(&self.inner.tools, partition).await.map(Some) }.boxed()
     }
 
     fn look(&self) {

@@ -6,14 +6,17 @@
 use trainyard_core::{
     Result,
     ids::{AttemptId, ComputeName},
-    plan::{self, TargetView},
+    plan::{self, Admission, TargetView},
     run::RunEvent,
 };
-use trainyard_store::transitions::Applied;
+use trainyard_store::{queue::FreeSlots, transitions::Applied};
 use uuid::Uuid;
 
 use super::Passes;
 use crate::{clock::now_us, engine::Fullness, hub::RunKey};
+
+/// Runs of a share that are read at first.
+const FIRST_LOOK: u32 = 8;
 
 impl Passes {
     pub(super) async fn admit(&mut self) -> Result<()> {
@@ -21,8 +24,7 @@ impl Passes {
             return Ok(());
         }
         let now = now_us();
-        let views = self.target_views(now).await?;
-        for admission in plan::plan(&views, now) {
+        for admission in self.plan(now).await? {
             let attempt = AttemptId(Uuid::now_v7());
             let event = RunEvent::Admitted { attempt };
             match self.options.store.apply(admission.workspace, &admission.run, &event, now_us()).await? {
@@ -38,8 +40,21 @@ impl Passes {
         Ok(())
     }
 
-    /// For `now_us`: slots, who holds them, and as much of each queue as could be admitted.
-    async fn target_views(&self, now_us: i64) -> Result<Vec<TargetView>> {
+    /// Who gets slots at `now_us`. Of each share so many runs are read as it usually gets, and more only where that is not enough to decide.
+    async fn plan(&self, now_us: i64) -> Result<Vec<Admission>> {
+        let mut depth = FIRST_LOOK;
+        loop {
+            let views = self.target_views(now_us, depth).await?;
+            let admissions = plan::plan(&views, now_us);
+            if plan::is_certain(&views, &admissions, depth) {
+                return Ok(admissions);
+            }
+            depth = depth.saturating_mul(8);
+        }
+    }
+
+    /// For `now_us`: slots, who holds them, and the first `depth` runs of each share's queue, or as many as could be admitted.
+    async fn target_views(&self, now_us: i64, depth: u32) -> Result<Vec<TargetView>> {
         let store = &self.options.store;
         let mut busy = store.busy_shares().await?;
         let mut free = Vec::new();
@@ -49,7 +64,7 @@ impl Passes {
             // Set before the queue is read: a run queued after the read finds the flag that was true when it was read.
             self.handle.shared.set_full(&target.name, if slots == 0 { Fullness::Full } else { Fullness::Free });
             if slots > 0 {
-                free.push((target.name.clone(), slots));
+                free.push((target.name.clone(), FreeSlots { free: slots.min(depth), all: target.slots }));
             }
         }
         if free.is_empty() {

@@ -14,13 +14,13 @@ use trainyard_core::{
     ids::AttemptId,
     run::{Cause, Desired, RunEvent, RunState},
 };
-use trainyard_store::{queue::LiveRun, runs::RunWarning, transitions::Applied};
+use trainyard_store::{attempt_nodes::NodePhase, queue::LiveRun, runs::RunWarning, transitions::Applied};
 
 use super::{
     Passes,
-    sight::{Limits, Sight, Step, decide},
+    sight::{Limits, Sight, Step, decide, node_count},
 };
-use crate::{clock::now_us, engine::Target, executor::Observation, hub::RunKey};
+use crate::{clock::now_us, engine::Target, executor::Observation, heartbeat::Silence, hub::RunKey};
 
 impl Passes {
     pub(super) async fn attempts(&mut self) -> Result<()> {
@@ -73,9 +73,23 @@ impl Passes {
         }
         Ok(Sight {
             observation,
-            silence: shared.heartbeats.silence(attempt, Instant::now()),
+            silence: self.silence(live).await?,
             stopping: self.stopping.get(&attempt).map_or(Duration::ZERO, Instant::elapsed),
         })
+    }
+
+    /// How long nothing was heard of the quietest node of an attempt. One that has delivered everything has nothing more to say.
+    async fn silence(&self, live: &LiveRun) -> Result<Silence> {
+        let (key, heartbeats) = ((live.attempt.id, node_count(live)), &self.handle.shared.heartbeats);
+        let silence = heartbeats.silence(key, Instant::now());
+        if key.1 == 1 || silence.lasts <= self.options.patience.heartbeat_limit {
+            return Ok(silence);
+        }
+        let nodes = self.options.store.attempt_nodes(live.attempt.id).await?;
+        for node in nodes.iter().filter(|node| node.node > 0 && node.phase == NodePhase::Collected) {
+            heartbeats.done(live.attempt.id, node.node);
+        }
+        Ok(heartbeats.silence(key, Instant::now()))
     }
 
     async fn attempt(&mut self, live: &LiveRun, target: &Target) -> Result<()> {
@@ -108,7 +122,7 @@ impl Passes {
             Step::Close(cause) => self.close(live, cause).await,
             Step::GiveUp(cause) => self.give_up(live, cause).await,
             Step::Fence(cause) => {
-                tracing::warn!(run = %live.run, %attempt, cause = cause.label(), silent_seconds = sight.silence.as_secs(), "giving an attempt up");
+                tracing::warn!(run = %live.run, %attempt, cause = cause.label(), silent_seconds = sight.silence.lasts.as_secs(), "giving an attempt up");
                 if let Err(error) = target.executor.fence(attempt).await {
                     // The row is the fence that counts; this one is to end what can be reached.
                     tracing::warn!(run = %live.run, %attempt, error = error.chain(), "what is left of an attempt could not be ended");
@@ -120,15 +134,17 @@ impl Passes {
     }
 
     /// Says on the run that its agent is silent, or is not any more.
-    async fn note_silence(&mut self, live: &LiveRun, silence: Duration) -> Result<()> {
+    async fn note_silence(&mut self, live: &LiveRun, silence: Silence) -> Result<()> {
         let (attempt, limit) = (live.attempt.id, self.options.patience.heartbeat_limit);
-        let event = match (silence > limit, live.silent) {
-            (true, false) => RunEvent::Silent { attempt, limit_seconds: limit.as_secs() },
+        let event = match (silence.lasts > limit, live.silent) {
+            (true, false) => {
+                RunEvent::Silent { attempt, limit_seconds: limit.as_secs(), node: (node_count(live) > 1).then_some(silence.node) }
+            }
             (false, true) => RunEvent::Heard { attempt },
             (true, true) | (false, false) => return Ok(()),
         };
         if let Applied::Changed(_) = self.options.store.apply(live.workspace, &live.run, &event, now_us()).await? {
-            tracing::warn!(run = %live.run, %attempt, silent_seconds = silence.as_secs(), event = event.name(), "the agent of a run");
+            tracing::warn!(run = %live.run, %attempt, silent_seconds = silence.lasts.as_secs(), node = silence.node, event = event.name(), "the agent of a run");
             // It may be silent because its order is of no use any more.
             self.refreshed.remove(&attempt);
             self.handle.shared.hub.touch(&RunKey::new(live.workspace, &live.run));

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::Value;
 use trainyard_core::{
     Error, Result,
     container::{DEFAULT_REGISTRY, ImageSource, registry_of},
-    definition::{Definition, Framework},
+    definition::Definition,
+    ids::WorkspaceId,
 };
 use trainyard_store::{queue::LiveRun, runs::RunRecord};
-use trainyard_wire::native::{AGENT_PROTOCOL, AttemptOrder};
+use trainyard_wire::native::{AGENT_PROTOCOL, AttemptOrder, SINGLE_AGENT_PROTOCOL};
 
 use super::Passes;
 use crate::{
@@ -30,7 +32,7 @@ impl Passes {
         let (token, token_expires_on) = self.options.tokens.mint(live.workspace, &live.run, live.attempt.id)?;
         let json = |value: serde_json::Result<serde_json::Value>| value.map_err(Error::internal);
         Ok(AttemptOrder {
-            protocol: AGENT_PROTOCOL,
+            protocol: if definition.distribution.is_single() { SINGLE_AGENT_PROTOCOL } else { AGENT_PROTOCOL },
             attempt: live.attempt.id.0,
             run_id: live.run.to_string(),
             endpoint: settings.endpoint.clone(),
@@ -41,13 +43,15 @@ impl Passes {
             snapshot_sha256: snapshot.map(|snapshot| snapshot.digest.to_string()),
             environments: json(serde_json::to_value(target.environments.as_ref().unwrap_or(&settings.environments)))?,
             containers: json(serde_json::to_value(self.containers(definition)))?,
+            data: self.data(definition, live.workspace)?,
             archive_limits: json(serde_json::to_value(settings.archive_limits))?,
-            variables: self.variables(&run, definition.framework).await?,
+            variables: self.variables(&run, definition).await?,
             grace_seconds: settings.grace.as_secs(),
             started_at: live.attempt.started_us.map(|us| us / 1_000_000),
             workspace: Some(live.workspace.0),
             heartbeat_seconds: (self.options.patience.heartbeat_limit.as_secs() / 3).clamp(1, 60),
             spool_limit_bytes: settings.spool_limit_bytes,
+            mpi: target.mpi.clone(),
         })
     }
 
@@ -72,8 +76,17 @@ impl Passes {
         settings
     }
 
+    /// Where its data is, with what opens it; null for a run without any.
+    fn data(&self, definition: &Definition, workspace: WorkspaceId) -> Result<Value> {
+        if definition.data.is_empty() {
+            return Ok(Value::Null);
+        }
+        let access = self.options.orders.datastores.access(&definition.data, workspace, self.options.seal.as_ref())?;
+        serde_json::to_value(access).map_err(Error::internal)
+    }
+
     /// The variables of azureml-wire F.1, and those of F.2 that only the server can know.
-    async fn variables(&self, run: &RunRecord, framework: Framework) -> Result<BTreeMap<String, String>> {
+    async fn variables(&self, run: &RunRecord, definition: &Definition) -> Result<BTreeMap<String, String>> {
         let workspace = self.options.store.workspace(run.workspace).await?;
         let workspace = workspace.ok_or_else(|| Error::internal(format!("the workspace of run {} is missing", run.id)))?;
         let endpoint = &self.options.orders.endpoint;
@@ -93,10 +106,10 @@ impl Passes {
             ("AZUREML_EXPERIMENT_SCOPE", format!("{scope}/experiments/{}", run.experiment_name)),
             ("AZUREML_ROOT_RUN_ID", run.root.to_string()),
             ("AZUREML_DATA_CONTAINER_ID", format!("dcid.{}", run.id)),
-            ("AZUREML_FRAMEWORK", format!("{framework:?}")),
-            ("AZUREML_COMMUNICATOR", "None".into()),
+            ("AZUREML_FRAMEWORK", format!("{:?}", definition.framework)),
+            ("AZUREML_COMMUNICATOR", definition.distribution.communicator().into()),
             ("AZUREML_TARGET_TYPE", "local".into()),
-            ("AZUREML_NODE_COUNT", "1".into()),
+            ("AZUREML_NODE_COUNT", definition.distribution.node_count.to_string()),
         ];
         Ok(pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use trainyard_core::run::{Cause, Desired, RunState};
 use trainyard_store::queue::LiveRun;
 
-use crate::{engine::Patience, executor::Observation};
+use crate::{engine::Patience, executor::Observation, heartbeat::Silence};
 
 /// How often an agent is started for one attempt before it is given up. Agents end early only when something kills them.
 pub(super) const MAX_STARTS: u32 = 8;
@@ -15,8 +15,8 @@ pub(super) const MAX_STARTS: u32 = 8;
 pub(super) struct Sight {
     /// What its executor says.
     pub(super) observation: Observation,
-    /// How long nothing was heard of its agent.
-    pub(super) silence: Duration,
+    /// How long nothing was heard of its agent, or of the quietest of its agents.
+    pub(super) silence: Silence,
     /// How long it has been told to stop.
     pub(super) stopping: Duration,
 }
@@ -52,14 +52,19 @@ pub(super) fn decide(live: &LiveRun, sight: &Sight, limits: &Limits) -> Step {
     let Patience { heartbeat_limit, silence_limit } = limits.patience;
     match (&sight.observation, live.desired) {
         (Observation::Alive, Desired::Run) => match silence_limit {
-            Some(limit) if sight.silence > limit => {
-                let seconds = sight.silence.as_secs();
-                Step::Fence(Cause::NodeLost { message: format!("nothing was heard of the attempt for {seconds} s, so it was given up") })
+            Some(limit) if sight.silence.lasts > limit => {
+                let seconds = sight.silence.lasts.as_secs();
+                let node = if node_count(live) > 1 { format!("node {} of ", sight.silence.node) } else { String::new() };
+                Step::Fence(Cause::NodeLost {
+                    message: format!("nothing was heard of {node}the attempt for {seconds} s, so it was given up"),
+                })
             }
             _ => Step::Leave,
         },
         // Whoever cancels must not wait for an agent that does not hear.
-        (Observation::Alive, Desired::Cancel) if sight.silence > heartbeat_limit && sight.stopping > heartbeat_limit + limits.grace => {
+        (Observation::Alive, Desired::Cancel)
+            if sight.silence.lasts > heartbeat_limit && sight.stopping > heartbeat_limit + limits.grace =>
+        {
             Step::Fence(cancelled(live))
         }
         (Observation::Alive, Desired::Cancel) if live.state == RunState::Finalizing => Step::Leave,
@@ -82,6 +87,11 @@ pub(super) fn decide(live: &LiveRun, sight: &Sight, limits: &Limits) -> Step {
         (Observation::Lost { cause }, Desired::Run) => Step::Fence(cause.clone()),
         (Observation::Collected, _) => Step::Finalize,
     }
+}
+
+/// On how many nodes the attempt is.
+pub(super) fn node_count(live: &LiveRun) -> u32 {
+    live.definition.as_ref().map_or(1, |definition| definition.distribution.node_count)
 }
 
 fn cancelled(live: &LiveRun) -> Cause {
@@ -141,7 +151,8 @@ mod tests {
     }
 
     fn after(live: &LiveRun, observation: Observation, (silence, stopping): (u64, u64)) -> Step {
-        let sight = Sight { observation, silence: Duration::from_secs(silence), stopping: Duration::from_secs(stopping) };
+        let silence = Silence { lasts: Duration::from_secs(silence), node: 0 };
+        let sight = Sight { observation, silence, stopping: Duration::from_secs(stopping) };
         decide(live, &sight, &LIMITS)
     }
 
@@ -213,7 +224,8 @@ mod tests {
         let step = after(&run, Observation::Alive, (3601, 0));
         assert!(matches!(step, Step::Fence(Cause::NodeLost { .. })), "{step:?}");
         let patient = Limits { patience: Patience { silence_limit: None, ..LIMITS.patience }, ..LIMITS };
-        let sight = Sight { observation: Observation::Alive, silence: Duration::from_secs(1 << 40), stopping: Duration::ZERO };
+        let silence = Silence { lasts: Duration::from_secs(1 << 40), node: 0 };
+        let sight = Sight { observation: Observation::Alive, silence, stopping: Duration::ZERO };
         assert_eq!(decide(&run, &sight, &patient), Step::Leave);
     }
 

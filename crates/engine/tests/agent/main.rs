@@ -19,6 +19,6 @@ use std::{path::Path, process::ExitCode};
 #[test]
 fn agent_process() {
     if let Some(dir) = std::env::var_os(stage::AGENT_DIR) {
-        assert_eq!(trainyard_engine::agent::main(Path::new(&dir)), ExitCode::SUCCESS);
+        assert_eq!(trainyard_engine::agent::main(Path::new(&dir), 0), ExitCode::SUCCESS);
     }
 }

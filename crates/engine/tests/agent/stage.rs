@@ -20,7 +20,7 @@ use trainyard_core::{
     run::RetryWish,
 };
 use trainyard_engine::agent::folder::AttemptFolder;
-use trainyard_wire::native::{AGENT_PROTOCOL, AttemptOrder};
+use trainyard_wire::native::{AttemptOrder, SINGLE_AGENT_PROTOCOL};
 use uuid::Uuid;
 
 use crate::server::{DEADLINE, Identity, Server, World};
@@ -61,13 +61,16 @@ impl Stage {
             container: None,
             retries: RetryWish::default(),
             slurm: Default::default(),
+            kubernetes: Default::default(),
+            distribution: Default::default(),
+            data: Default::default(),
         };
         let identity = Identity::new();
         let world = World::new(snapshot.clone());
         let server = Server::start(&world, &identity).await;
         let attempt = Uuid::new_v4();
         let order = AttemptOrder {
-            protocol: AGENT_PROTOCOL,
+            protocol: SINGLE_AGENT_PROTOCOL,
             attempt,
             run_id: "run-1".into(),
             endpoint: server.endpoint.clone(),
@@ -81,6 +84,7 @@ impl Stage {
                 "python_fallback": "closest", "index_url": null, "offline": true, "conda_channels": []
             }),
             containers: serde_json::Value::Null,
+            data: serde_json::Value::Null,
             archive_limits: serde_json::to_value(ArchiveLimits::default()).unwrap(),
             variables: BTreeMap::from([("AZUREML_RUN_ID".to_owned(), "run-1".to_owned())]),
             grace_seconds: 1,
@@ -88,6 +92,7 @@ impl Stage {
             workspace: None,
             heartbeat_seconds: 10,
             spool_limit_bytes: 1 << 30,
+            mpi: None,
         };
         let folder = AttemptFolder::new(root.path().join(attempt.to_string()));
         Self { world, server: Some(server), identity, folder, order, outside, _root: root }

@@ -1,7 +1,7 @@
 //! The executor suite: what every executor must do, expanded for each that there is.
 //!
 //! The agent is stood in for by a shell script that takes the agent's lock, so that these tests are about starting, seeing, stopping and
-//! forgetting, and not about what an agent does; `tests/agent` is about that. [`slurm`] has what is about Slurm alone.
+//! forgetting, and not about what an agent does; `tests/agent` is about that. [`slurm`] and [`kubernetes`] have what is about these alone.
 
 use std::{
     fs,
@@ -19,6 +19,7 @@ use trainyard_engine::{
 use trainyard_wire::native::{AGENT_PROTOCOL, AttemptOrder};
 use uuid::Uuid;
 
+mod kubernetes;
 mod slurm;
 
 /// A place for an executor, and the means to make the same executor again, as a restarted server does.
@@ -33,6 +34,38 @@ trait Bench {
     fn place(&self) -> &Place;
     /// The executor, with nothing remembered.
     fn executor(&self) -> Self::Under;
+    /// Whether what an attempt had is left when its agent is gone, so that another agent can go on.
+    fn keeps() -> bool {
+        true
+    }
+    /// How many agents were started for the attempt.
+    fn starts(&self, attempt: AttemptId) -> usize {
+        self.place().starts(attempt)
+    }
+    /// Waits until the agent holds its lock.
+    async fn locked(&self, attempt: AttemptId) {
+        self.place().locked(attempt).await;
+    }
+    /// Ends the agent as a crash would.
+    fn kill_agent(&self, attempt: AttemptId) {
+        self.place().kill_agent(attempt);
+    }
+    /// Stops the agent from running, without ending it.
+    fn stop_agent(&self, attempt: AttemptId) {
+        self.place().stop_agent(attempt);
+    }
+    /// Lets the agent say that everything is delivered. Where nothing is kept that is its end, too.
+    fn deliver(&self, attempt: AttemptId) {
+        self.place().deliver(attempt);
+    }
+    /// Whether this is what is seen of an attempt whose agent was killed.
+    fn is_missed(seen: &Observation) -> bool {
+        *seen == Observation::NoAgent { starts: 1 }
+    }
+    /// Whether this is what is seen of an attempt behind a fence.
+    fn is_fenced(seen: &Observation) -> bool {
+        *seen == Observation::NoAgent { starts: 1 }
+    }
 }
 
 /// A folder with attempts and a program that stands in for the agent.
@@ -151,6 +184,7 @@ fn order() -> AttemptOrder {
         snapshot_sha256: None,
         environments: serde_json::Value::Null,
         containers: serde_json::Value::Null,
+        data: serde_json::Value::Null,
         archive_limits: serde_json::Value::Null,
         variables: Default::default(),
         grace_seconds: 1,
@@ -158,6 +192,7 @@ fn order() -> AttemptOrder {
         workspace: None,
         heartbeat_seconds: 10,
         spool_limit_bytes: 1 << 20,
+        mpi: None,
     }
 }
 
@@ -184,14 +219,14 @@ async fn started<B: Bench>() -> (B, B::Under, AttemptOrder, AttemptId) {
     executor.submit(&order).await.unwrap();
     let seen = executor.observe(attempt).await.unwrap();
     assert!(matches!(seen, Observation::Alive | Observation::Pending { .. }), "{seen:?}");
-    until("the agent", || async { bench.place().starts(attempt) == 1 }).await;
+    until("the agent", || async { bench.starts(attempt) == 1 }).await;
     (bench, executor, order, attempt)
 }
 
 async fn submitting_twice_starts_one_agent<B: Bench>() {
     let (bench, executor, order, attempt) = started::<B>().await;
     executor.submit(&order).await.unwrap();
-    assert_eq!(bench.place().starts(attempt), 1);
+    assert_eq!(bench.starts(attempt), 1);
     assert_eq!(executor.leftovers().await.unwrap(), [attempt]);
 }
 
@@ -199,30 +234,36 @@ async fn a_new_server_sees_the_agent_of_the_old_one<B: Bench>() {
     let (bench, executor, order, attempt) = started::<B>().await;
     drop(executor);
     let later = bench.executor();
-    bench.place().locked(attempt).await;
+    bench.locked(attempt).await;
     until("the agent to be seen", || async { see(&later, attempt).await == Observation::Alive }).await;
     later.submit(&order).await.unwrap();
-    assert_eq!(bench.place().starts(attempt), 1);
+    assert_eq!(bench.starts(attempt), 1);
 }
 
 async fn a_killed_agent_is_missed_and_can_be_started_again<B: Bench>() {
     let (bench, executor, order, attempt) = started::<B>().await;
-    bench.place().locked(attempt).await;
-    bench.place().kill_agent(attempt);
-    until("the loss to be seen", || async { see(&executor, attempt).await == Observation::NoAgent { starts: 1 } }).await;
+    bench.locked(attempt).await;
+    bench.kill_agent(attempt);
+    until("the loss to be seen", || async { B::is_missed(&see(&executor, attempt).await) }).await;
+    if !B::keeps() {
+        // What follows is another attempt.
+        return;
+    }
     executor.submit(&order).await.unwrap();
-    until("the second agent", || async { bench.place().starts(attempt) == 2 }).await;
+    until("the second agent", || async { bench.starts(attempt) == 2 }).await;
     assert_eq!(executor.observe(attempt).await.unwrap(), Observation::Alive);
 }
 
 async fn what_is_delivered_is_seen_and_cleaned<B: Bench>() {
     let (bench, executor, _, attempt) = started::<B>().await;
-    bench.place().locked(attempt).await;
-    bench.place().deliver(attempt);
-    assert_eq!(executor.observe(attempt).await.unwrap(), Observation::Collected);
+    bench.locked(attempt).await;
+    bench.deliver(attempt);
+    until("the delivery to be seen", || async { see(&executor, attempt).await == Observation::Collected }).await;
     executor.clean(attempt).await.unwrap();
-    assert_eq!(executor.leftovers().await.unwrap(), [attempt], "a living agent's folder stays");
-    bench.place().kill_agent(attempt);
+    if B::keeps() {
+        assert_eq!(executor.leftovers().await.unwrap(), [attempt], "a living agent's folder stays");
+        bench.kill_agent(attempt);
+    }
     until("the folder to go", || async {
         executor.clean(attempt).await.unwrap();
         executor.leftovers().await.unwrap().is_empty()
@@ -243,11 +284,11 @@ async fn a_stop_and_a_new_address_reach_a_living_agent<B: Bench>() {
 
 async fn a_fence_ends_a_living_agent_even_a_stopped_one_and_can_be_put_up_twice<B: Bench>() {
     let (bench, executor, _, attempt) = started::<B>().await;
-    bench.place().locked(attempt).await;
-    bench.place().stop_agent(attempt);
+    bench.locked(attempt).await;
+    bench.stop_agent(attempt);
     executor.fence(attempt).await.unwrap();
     executor.fence(attempt).await.unwrap();
-    until("the agent to be gone", || async { see(&executor, attempt).await == Observation::NoAgent { starts: 1 } }).await;
+    until("the agent to be gone", || async { B::is_fenced(&see(&executor, attempt).await) }).await;
     executor.fence(AttemptId(Uuid::new_v4())).await.unwrap();
 }
 
@@ -277,6 +318,8 @@ macro_rules! executor_suite {
 executor_suite!(local, LocalBench);
 executor_suite!(scripted_slurm, slurm::ScriptedSlurm);
 executor_suite!(real_slurm, slurm::RealSlurm);
+executor_suite!(kubernetes_double, kubernetes::Double);
+executor_suite!(real_kubernetes, kubernetes::real::RealKubernetes);
 
 #[tokio::test]
 async fn an_attempts_folder_is_for_its_owner_alone() {

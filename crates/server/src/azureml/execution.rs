@@ -135,14 +135,15 @@ impl Accepted {
     /// A definition in which everything stands itself, found possible.
     pub(super) fn of(state: &AppState, envelope: SubmissionEnvelope) -> Result<Self> {
         let converted = Self::convert(state, &envelope.configuration)?;
+        must_fit(state, &converted.definition)?;
         Ok(Self { envelope, converted })
     }
 
     /// What is executed for a configuration on this server.
     pub(super) fn convert(state: &AppState, submitted: &SubmittedConfiguration) -> Result<Converted> {
-        let rule = |target: &Target| TargetRule { name: target.name.clone(), containers: target.containers.policy };
+        let rule = |target: &Target| TargetRule { name: target.name.clone(), containers: target.containers.policy, engine: target.engine };
         let targets: Vec<TargetRule> = state.engine.targets().iter().map(rule).collect();
-        to_definition(submitted, Rules { targets: &targets, sealer: &state.sealer })
+        to_definition(submitted, Rules { targets: &targets, sealer: &state.sealer, datastores: state.engine.datastores() })
     }
 
     /// Asks the engine of the target whether it would take the run, before anything is stored.
@@ -153,9 +154,26 @@ impl Accepted {
             warnings.push(format!("Slurm is not used: target `{}` does not execute runs there", target.name));
             return Ok(());
         }
+        if !definition.kubernetes.is_empty() && target.engine != "kubernetes" {
+            warnings.push(format!("Kubernetes is not used: target `{}` does not execute runs there", target.name));
+        }
         warnings.extend(target.executor.check(definition).await?);
         Ok(())
     }
+}
+
+/// A run gets all of its slots at once, so it can't take more than there are.
+fn must_fit(state: &AppState, definition: &Definition) -> Result<()> {
+    let Some(target) = state.engine.target(definition.target.as_str()) else { return Ok(()) };
+    let needs = state.engine.slots(definition);
+    if needs <= target.slots || needs == 1 {
+        return Ok(());
+    }
+    let message = format!(
+        "target `{}` has {} slots, and the run takes {needs} at once, one for each of its nodes: ask for fewer nodes, or name another target",
+        target.name, target.slots
+    );
+    Err(Error::invalid(message).with_target("Configuration.NodeCount"))
 }
 
 /// serde_json repeats the position in its text; this is the text without it.
@@ -190,6 +208,7 @@ async fn accept(
         NewSnapshot { id: Uuid::now_v7(), digest: stored.digest, size_bytes: i64::try_from(stored.size).map_err(Error::internal)? };
     let target = accepted.converted.definition.target.clone();
     let engine = state.engine.target(target.as_str()).map_or("local", |target| target.engine);
+    let slots = state.engine.slots(&accepted.converted.definition);
     let mut record = record((context, engine), &experiment, id.clone(), accepted);
     if let Some(parent) = parent {
         record.root = parent.root;
@@ -198,7 +217,7 @@ async fn accept(
     record.request_digest = Some(digest.clone());
     record.snapshot = Some(snapshot.id);
     let first_event = TimelineEntry::run("Queued", json!({ "Target": target, "SnapshotId": snapshot.id }));
-    match state.store.create_run(NewRun { record, first_event, snapshot: Some(snapshot) }).await? {
+    match state.store.create_run(NewRun { record, first_event, snapshot: Some(snapshot), slots }).await? {
         Created::New(_) => {
             trainyard_store::fail_point!("submit.stored");
             state.engine.submitted(&target);
@@ -215,9 +234,10 @@ pub(super) async fn start_without_code(state: &AppState, context: &Context, name
     let id = generated_id(&experiment.name, context.now_us)?;
     let target = accepted.converted.definition.target.clone();
     let engine = state.engine.target(target.as_str()).map_or("local", |target| target.engine);
+    let slots = state.engine.slots(&accepted.converted.definition);
     let record = record((context, engine), &experiment, id.clone(), accepted);
     let first_event = TimelineEntry::run("Queued", json!({ "Target": target }));
-    match state.store.create_run(NewRun { record, first_event, snapshot: None }).await? {
+    match state.store.create_run(NewRun { record, first_event, snapshot: None, slots }).await? {
         Created::New(_) => {
             state.engine.submitted(&target);
             Ok(id)

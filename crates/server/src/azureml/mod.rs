@@ -9,6 +9,7 @@ pub(crate) mod computes;
 pub(crate) mod conda_file;
 pub(crate) mod content;
 pub(crate) mod convert;
+pub(crate) mod datastores;
 pub(crate) mod details;
 pub(crate) mod discovery;
 pub(crate) mod environment_builds;

@@ -105,6 +105,7 @@ impl<'a> Presenter<'a> {
         let target = definition.target.clone();
         let reason = waiting(&WaitFacts {
             slots: self.state.engine.target(target.as_str()).map(|target| target.slots),
+            needs: self.state.engine.slots(definition),
             busy: self.busy_on(&target).await?,
             ahead: self.state.store.runs_ahead(run, AHEAD_COUNTED).await?,
             drained: self.drained().await?,

@@ -81,7 +81,7 @@ async fn create(state: &AppState, context: &Context, path: &RunPath, mut body: C
         Origin { experiment: &experiment, parent: parent.as_ref(), created_by: author(context, parent.as_ref()), at_us: context.now_us };
     let record = to_record(path.run.clone(), body.clone(), origin);
     let first_event = TimelineEntry::run("Created", json!({ "CreatedBy": context.principal.display_name() }));
-    let number = match state.store.create_run(NewRun { record: record.clone(), first_event, snapshot: None }).await? {
+    let number = match state.store.create_run(NewRun { record: record.clone(), first_event, snapshot: None, slots: 1 }).await? {
         Created::New(number) => number,
         // Somebody was faster with the same id: what is left is a change of that run.
         Created::Existing(run) if path.experiment.holds(&run) => return merge(state, context, &run, body).await,

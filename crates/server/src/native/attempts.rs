@@ -17,6 +17,7 @@ use serde_json::Value;
 use trainyard_core::{
     Error, ErrorKind, Result,
     access::{Action, Principal},
+    definition::distribution::MAX_NODES,
     ids::{AttemptId, Digest, EnvironmentHash, RunId, WorkspaceId},
     run::{Cause, Desired, RunEvent},
 };
@@ -29,20 +30,23 @@ use trainyard_store::{
     transitions::Applied,
 };
 use trainyard_wire::native::{
-    AGENT_PROTOCOL, AGENT_PROTOCOL_HEADER, Command, FreshToken, Instruction, LogLength, OLDEST_AGENT_PROTOCOL, Report, Seal,
+    AGENT_NODE_HEADER, AGENT_PROTOCOL, AGENT_PROTOCOL_HEADER, Command, FreshToken, Instruction, LogLength, OLDEST_AGENT_PROTOCOL, Report,
+    Seal,
 };
 
 use super::error::NativeError;
 use crate::{clock::now_us, context::Caller, query::Query, state::AppState};
 
 /// The longest that an agent may ask to wait for an instruction.
-const MAX_WAIT: Duration = Duration::from_secs(30);
+pub(super) const MAX_WAIT: Duration = Duration::from_secs(30);
 
 /// The agent of one attempt, established from its token and the path.
 pub(crate) struct AgentContext {
-    workspace: WorkspaceId,
-    run: RunId,
-    attempt: AttemptId,
+    pub(super) workspace: WorkspaceId,
+    pub(super) run: RunId,
+    pub(super) attempt: AttemptId,
+    /// Its node of the attempt.
+    node: u32,
     path: BTreeMap<String, String>,
 }
 
@@ -62,18 +66,19 @@ impl FromRequestParts<AppState> for AgentContext {
             state.store.workspace(*workspace).await?.ok_or_else(|| Error::not_found("the workspace of the attempt was not found"))?;
         caller.allow_in(Action::ReportAttempt(attempt), Some(&workspace))?;
         check_protocol(&parts.headers)?;
-        state.engine.heard(attempt);
-        Ok(Self { workspace: workspace.id, run: run.clone(), attempt, path })
+        let node = node_of(&parts.headers)?;
+        state.engine.heard(attempt, node);
+        Ok(Self { workspace: workspace.id, run: run.clone(), attempt, node, path })
     }
 }
 
 impl AgentContext {
-    fn key(&self) -> RunKey {
+    pub(super) fn key(&self) -> RunKey {
         RunKey::new(self.workspace, &self.run)
     }
 
     /// The run, if this attempt is its live one.
-    async fn live_run(&self, state: &AppState) -> Result<RunRecord> {
+    pub(super) async fn live_run(&self, state: &AppState) -> Result<RunRecord> {
         let run = state.store.run(self.workspace, &self.run).await?;
         match run {
             Some(run) if run.attempt == Some(self.attempt) => Ok(run),
@@ -91,6 +96,17 @@ impl AgentContext {
             }
             Ok(_) => Instruction { command: Command::Continue, by: None, why: None },
         })
+    }
+
+    /// The node in the path, of an attempt on `count`: an agent speaks for its own.
+    pub(super) fn named_node(&self, count: u32) -> Result<u32> {
+        let named: Option<u32> = self.path.get("node").and_then(|text| text.parse().ok());
+        match named {
+            Some(node) if node == self.node && node < count => Ok(node),
+            _ => {
+                Err(Error::invalid(format!("the attempt has the nodes 0 to {}, and an agent speaks for its own", count.saturating_sub(1))))
+            }
+        }
     }
 
     fn file(&self) -> Result<&str> {
@@ -145,6 +161,16 @@ fn check_protocol(headers: &HeaderMap) -> Result<()> {
     }
 }
 
+/// The node that an agent is on. One that does not say is on the first, or on the only one.
+fn node_of(headers: &HeaderMap) -> Result<u32> {
+    let Some(text) = headers.get(AGENT_NODE_HEADER) else { return Ok(0) };
+    text.to_str()
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .filter(|node| *node < MAX_NODES)
+        .ok_or_else(|| Error::invalid("the node of the agent is not a number of one").with_target(AGENT_NODE_HEADER))
+}
+
 /// `GET /api/v1/attempts/{attempt}/snapshot`: the zip as it was uploaded.
 pub(crate) async fn snapshot(State(state): State<AppState>, agent: AgentContext) -> Result<Response, NativeError> {
     let run = agent.live_run(&state).await?;
@@ -161,6 +187,9 @@ pub(crate) async fn report(State(state): State<AppState>, agent: AgentContext, b
     let instruction = agent.instruction(&state).await?;
     if instruction.command == Command::Abandon {
         return Ok(Json(instruction));
+    }
+    if agent.node > 0 && !matches!(report, Report::Alive | Report::Warning { .. }) {
+        return Err(Error::invalid("only the agent of an attempt's first node says how the attempt is").into());
     }
     take(&state, &agent, report).await?;
     trainyard_store::fail_point!("report.applied");

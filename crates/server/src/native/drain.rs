@@ -32,7 +32,7 @@ pub(crate) async fn put(
 async fn status(state: &AppState) -> Result<DrainStatus> {
     // Read before the runs: what is admitted before it is set is among them.
     let drained = state.store.is_drained().await?;
-    let running = state.store.busy_slots().await?.values().copied().map(u64::from).sum();
+    let running = state.store.executing_count().await?;
     let queued = state.store.queued_counts().await?.values().sum();
     Ok(DrainStatus { drained, running, queued, safe: drained && running == 0 })
 }

@@ -1,4 +1,4 @@
-//! What the command line asks about runs that no foreign dialect tells: attempts, timeline, computes.
+//! What the command line asks about runs that no foreign dialect tells: attempts, timeline.
 
 use std::collections::BTreeMap;
 
@@ -7,9 +7,9 @@ use axum::{
     extract::{Path, State},
 };
 use trainyard_core::{Error, Result, access::Action, ids::RunId};
-use trainyard_wire::native::{Attempt, Compute, Event};
+use trainyard_wire::native::{Attempt, Event};
 
-use super::error::NativeError;
+use super::{error::NativeError, nodes::shown};
 use crate::{context::Context, query::Query, state::AppState};
 
 /// The most events that one answer holds; ask again with `after`.
@@ -36,12 +36,17 @@ pub(crate) async fn attempts(
     let run = run_id(&path)?;
     must_exist(&state, &context, &run).await?;
     let rows = state.store.attempts(context.workspace.id, &run).await?;
-    let attempts = rows.into_iter().map(|row| {
+    let mut nodes = Vec::with_capacity(rows.len());
+    for row in &rows {
+        nodes.push(shown(&state.store.attempt_nodes(row.id).await?)?.nodes);
+    }
+    let attempts = rows.into_iter().zip(nodes).map(|(row, nodes)| {
         Ok(Attempt {
             id: row.id.0,
             number: row.number,
             target: row.target.to_string(),
             node: row.node,
+            nodes,
             intended: crate::clock::rfc3339(row.intended_us),
             started: row.started_us.map(crate::clock::rfc3339),
             ended: row.ended_us.map(crate::clock::rfc3339),
@@ -70,19 +75,4 @@ pub(crate) async fn events(
     let events =
         rows.into_iter().map(|row| Event { seq: row.seq, timestamp: crate::clock::rfc3339(row.at_us), name: row.name, data: row.data });
     Ok(Json(events.collect()))
-}
-
-/// `GET {W}/computes`: the targets with their load.
-pub(crate) async fn computes(State(state): State<AppState>, context: Context) -> Result<Json<Vec<Compute>>, NativeError> {
-    context.allow(Action::Read)?;
-    let busy = state.store.busy_slots().await?;
-    let queued = state.store.queued_counts().await?;
-    let computes = state.engine.targets().iter().map(|target| Compute {
-        name: target.name.to_string(),
-        engine: target.engine.to_owned(),
-        slots: target.slots,
-        busy: busy.get(&target.name).copied().unwrap_or(0),
-        queued: queued.get(&target.name).copied().unwrap_or(0),
-    });
-    Ok(Json(computes.collect()))
 }

@@ -68,7 +68,7 @@ impl History {
         let experiment = made["experimentId"].as_str().unwrap().parse().unwrap();
         let record = RunRecord { workspace, experiment, uuid: Uuid::now_v7(), created_us: clock::now_us(), ..template };
         let first_event = TimelineEntry::run("Queued", json!({}));
-        self.server.state.store.create_run(NewRun { record, first_event, snapshot: None }).await.unwrap();
+        self.server.state.store.create_run(NewRun { record, first_event, snapshot: None, slots: 1 }).await.unwrap();
     }
 
     async fn apply(&self, run: &str, event: RunEvent) {

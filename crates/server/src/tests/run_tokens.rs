@@ -84,7 +84,7 @@ async fn job(server: &TestServer, id: &str) -> Job {
         request_digest: None,
     };
     let first_event = TimelineEntry::run("Queued", json!({}));
-    server.state.store.create_run(NewRun { record, first_event, snapshot: None }).await.unwrap();
+    server.state.store.create_run(NewRun { record, first_event, snapshot: None, slots: 1 }).await.unwrap();
     let attempt = AttemptId(Uuid::new_v4());
     apply(server, &run, RunEvent::Admitted { attempt }, now_us).await;
     let (token, _) = server.state.tokens.mint_run(workspace, &run, attempt, now_us).unwrap();

@@ -19,6 +19,7 @@ use trainyard_core::{
 };
 use trainyard_engine::{
     EngineOptions, Handle, OrderSettings, Patience, Target, TargetContainers,
+    data::Datastores,
     environment::{EnvironmentSettings, PythonFallback},
     executor::{Executor, Observation},
 };
@@ -219,6 +220,7 @@ async fn stopped_engine(dir: &Path, store: &Store, (tokens, sealer): (&Tokens, &
         environments: None,
         executor: Arc::new(Nowhere),
         containers: TargetContainers::default(),
+        mpi: None,
     };
     let environments = EnvironmentSettings {
         cache_dir: dir.join("environments"),
@@ -236,6 +238,7 @@ async fn stopped_engine(dir: &Path, store: &Store, (tokens, sealer): (&Tokens, &
         archive_limits: ArchiveLimits::default(),
         grace: Duration::from_secs(1),
         spool_limit_bytes: 1 << 20,
+        datastores: Arc::new(Datastores::new(Default::default(), dir.join("datastore")).unwrap()),
     };
     let targets = vec![target("cpu-cluster", 2), target("local", 1)];
     let patience = Patience { heartbeat_limit: Duration::from_secs(30), silence_limit: None };

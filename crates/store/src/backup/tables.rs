@@ -131,6 +131,7 @@ pub(crate) const TABLES: &[Table] = &[
             since(2, text("retries")),
             since(2, int("not_before_us")),
             since(2, text("cancelled_by")),
+            since(5, int("slots")),
         ],
     ),
     table("run_documents", &["workspace", "run"], &[text("workspace"), text("run"), text("definition"), text("document")]),
@@ -152,6 +153,20 @@ pub(crate) const TABLES: &[Table] = &[
             since(2, int("started_us")),
         ],
     ),
+    Table {
+        name: "attempt_nodes",
+        since: 5,
+        key: &["attempt", "node"],
+        columns: &[
+            since(5, text("attempt")),
+            since(5, int("node")),
+            since(5, text("host")),
+            since(5, text("ports")),
+            since(5, text("phase")),
+            since(5, text("cause")),
+            since(5, int("ended_us")),
+        ],
+    },
     table(
         "artifacts",
         &["workspace", "container", "path"],

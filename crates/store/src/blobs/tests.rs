@@ -50,8 +50,8 @@ impl Place {
 
     /// The only pack.
     fn pack(&self) -> PathBuf {
-        let packs = fs::read_dir(self.folder.path().join("blobs/packs")).unwrap().map(|entry| entry.unwrap().path());
-        packs.filter(|path| path.extension().is_some_and(|extension| extension == "pack")).next().unwrap()
+        let mut packs = fs::read_dir(self.folder.path().join("blobs/packs")).unwrap().map(|entry| entry.unwrap().path());
+        packs.find(|path| path.extension().is_some_and(|extension| extension == "pack")).unwrap()
     }
 
     /// Turns the content into one that begins with a `j`.
@@ -201,9 +201,9 @@ async fn a_small_blob_at_an_address_of_its_own_is_still_read_and_kept_once() {
     fs::create_dir(place.file(&digest).parent().unwrap()).unwrap();
     fs::write(place.file(&digest), "hello").unwrap();
     assert_eq!(place.content(&digest, Some(1..3)).await.unwrap(), b"el");
-    assert_eq!(place.listed().await, [digest.clone()]);
+    assert_eq!(place.listed().await, std::slice::from_ref(&digest));
     place.blobs.put_bytes(Bytes::from_static(b"hello")).await.unwrap();
-    assert_eq!(place.listed().await, [digest.clone()], "a check would take the second for one that no row names");
+    assert_eq!(place.listed().await, std::slice::from_ref(&digest), "a check would take the second for one that no row names");
     place.blobs.delete(&digest).await.unwrap();
     assert!(!place.blobs.exists(&digest).await.unwrap());
 }

@@ -5,6 +5,7 @@
 
 mod apps;
 mod artifacts;
+mod attempt_nodes;
 mod backup;
 mod check;
 mod concurrency;
@@ -105,7 +106,12 @@ store_suite! {
         heads_have_the_first_runs_of_every_share,
         shares_are_told_apart_by_user_and_experiment,
         busy_slots_and_runs_in_execution_follow_the_state,
-        runs_ahead_counts_up_to_the_limit;
+        runs_ahead_counts_up_to_the_limit,
+        a_run_takes_its_slots_and_one_that_takes_more_than_there_are_hides_nobody;
+    attempt_nodes:
+        every_node_learns_what_the_others_said,
+        a_node_never_goes_back_and_its_end_stays,
+        a_node_of_an_attempt_that_was_given_up_writes_nothing;
     registered_environments:
         equal_content_is_the_same_version_and_other_content_the_next,
         a_version_by_its_name_is_never_changed,

@@ -2,6 +2,7 @@ use trainyard_core::{
     ids::{AttemptId, ComputeName},
     run::{Cause, Ownership, RunEvent, RunState},
 };
+use trainyard_store::queue::FreeSlots;
 use uuid::Uuid;
 
 use crate::{
@@ -11,6 +12,10 @@ use crate::{
 
 fn target(name: &str) -> ComputeName {
     ComputeName::new(name).expect("a name")
+}
+
+fn free(free: u32) -> FreeSlots {
+    FreeSlots { free, all: 9 }
 }
 
 /// Five waiting runs on `cpu-cluster`; their queue order is first, second, …
@@ -30,7 +35,7 @@ async fn queue(bench: &Bench) -> Place {
 
 pub(crate) async fn heads_have_the_first_runs_of_every_share(bench: &Bench) {
     let place = queue(bench).await;
-    let asked = [(target("cpu-cluster"), 2), (target("gpu"), 0), (target("unknown"), 3)];
+    let asked = [(target("cpu-cluster"), free(2)), (target("gpu"), free(0)), (target("unknown"), free(3))];
     let heads = bench.store.queue_heads(&asked, NOW).await.expect("heads");
     assert_eq!(heads.len(), 1);
     assert_eq!(heads[0].0, target("cpu-cluster"));
@@ -40,7 +45,7 @@ pub(crate) async fn heads_have_the_first_runs_of_every_share(bench: &Bench) {
     };
     assert_eq!(of(true), ["first", "third"], "as many as could get a slot, in their order");
     assert_eq!(of(false), ["second"], "another share's runs do not hide it");
-    let heads = bench.store.queue_heads(&[(target("gpu"), 9), (target("cpu-cluster"), 1)], NOW).await.expect("heads");
+    let heads = bench.store.queue_heads(&[(target("gpu"), free(9)), (target("cpu-cluster"), free(1))], NOW).await.expect("heads");
     let heads: Vec<(&str, usize)> = heads.iter().map(|(target, queue)| (target.as_str(), queue.len())).collect();
     assert_eq!(heads, [("gpu", 1), ("cpu-cluster", 2)]);
 }
@@ -51,7 +56,7 @@ pub(crate) async fn shares_are_told_apart_by_user_and_experiment(bench: &Bench) 
     for (user, id) in [("ann", "a1"), ("ann", "a2"), ("bob", "b1")] {
         bench.store_run(by(user, id)).await;
     }
-    let heads = bench.store.queue_heads(&[(target("cpu-cluster"), 1)], NOW).await.expect("heads");
+    let heads = bench.store.queue_heads(&[(target("cpu-cluster"), free(1))], NOW).await.expect("heads");
     let ids: Vec<&str> = heads[0].1.iter().map(|queued| queued.run.as_str()).collect();
     assert_eq!(ids, ["a1", "b1"]);
 
@@ -99,4 +104,20 @@ pub(crate) async fn runs_ahead_counts_up_to_the_limit(bench: &Bench) {
         assert_eq!(bench.store.runs_ahead(&run, 1000).await.expect("a count"), ahead, "{id}");
         assert_eq!(bench.store.runs_ahead(&run, 2).await.expect("a count"), ahead.min(2), "{id}");
     }
+}
+
+pub(crate) async fn a_run_takes_its_slots_and_one_that_takes_more_than_there_are_hides_nobody(bench: &Bench) {
+    let place = bench.place().await;
+    let gang = |id: &str, slots| trainyard_store::runs::NewRun { slots, ..place.run(id) };
+    for (id, slots) in [("a-large", 10), ("b-gang", 4), ("c-small", 1)] {
+        bench.store_run(gang(id, slots)).await;
+    }
+    let heads = bench.store.queue_heads(&[(target("cpu-cluster"), free(2))], NOW).await.expect("heads");
+    let found: Vec<_> = heads[0].1.iter().map(|queued| (queued.run.as_str(), queued.slots)).collect();
+    assert_eq!(found, [("b-gang", 4), ("c-small", 1)]);
+    let run = bench.store.run(place.workspace, &crate::fixtures::run_id("b-gang")).await.expect("a read").expect("there");
+    bench.change(&run, RunEvent::Admitted { attempt: AttemptId(Uuid::new_v4()) }, NOW).await;
+    assert_eq!(bench.store.busy_slots().await.expect("counts"), [(target("cpu-cluster"), 4)].into());
+    assert_eq!(bench.store.busy_shares().await.expect("counts")[&target("cpu-cluster")].values().sum::<u32>(), 4);
+    assert_eq!(bench.store.executing_count().await.expect("a count"), 1);
 }

@@ -28,6 +28,9 @@ fn definition() -> Definition {
         container: None,
         retries: RetryWish::default(),
         slurm: Default::default(),
+        kubernetes: Default::default(),
+        distribution: Default::default(),
+        data: Default::default(),
     }
 }
 

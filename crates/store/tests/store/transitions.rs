@@ -160,7 +160,7 @@ pub(crate) async fn a_retry_keeps_the_run_and_sets_the_files_of_the_first_attemp
     assert_eq!(waiting.retries, Retries { infrastructure: 1, ..Retries::default() });
     assert!(bench.store.upsert_artifact(&log(first)).await.is_err(), "an attempt that was given up writes nothing");
 
-    let target = vec![("cpu-cluster".parse().expect("a name"), 4)];
+    let target = vec![("cpu-cluster".parse().expect("a name"), trainyard_store::queue::FreeSlots { free: 4, all: 4 })];
     assert!(bench.store.queue_heads(&target, NOW + 5_000_002).await.expect("heads").is_empty(), "it waits");
     assert_eq!(bench.store.queue_heads(&target, NOW + 5_000_003).await.expect("heads")[0].1.len(), 1);
     let admitted = bench.change(&run, RunEvent::Admitted { attempt: second }, NOW + 6_000_000).await;
@@ -171,7 +171,7 @@ pub(crate) async fn a_retry_keeps_the_run_and_sets_the_files_of_the_first_attemp
     let log_path = "azureml-logs/70_driver_log.txt";
     assert_eq!(paths, [("attempts/1/azureml-logs/70_driver_log.txt", Some(first)), (log_path, Some(second)), ("mine.txt", None)]);
 
-    bench.change(&run, RunEvent::Silent { attempt: second, limit_seconds: 30 }, NOW + 7_000_000).await;
+    bench.change(&run, RunEvent::Silent { attempt: second, limit_seconds: 30, node: None }, NOW + 7_000_000).await;
     let live = bench.store.runs_in_execution().await.expect("a list").into_iter().find(|live| live.attempt.id == second);
     assert!(live.expect("in execution").silent);
     let lost = Cause::NodeLost { message: "gone".into() };

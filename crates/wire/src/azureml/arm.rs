@@ -263,7 +263,8 @@ pub struct AmlComputeProperties {
     pub subnet: Option<Value>,
     /// `Steady`.
     pub allocation_state: &'static str,
-    /// When that changed.
+    /// When that changed; the SDK parses whatever is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub allocation_state_transition_time: Option<UtcTime>,
     /// Nodes there are.
     pub current_node_count: u32,
@@ -307,6 +308,43 @@ pub struct NodeStateCounts {
     pub preempted_node_count: u32,
 }
 
+impl NodeStateCounts {
+    /// All nodes.
+    pub fn all(self) -> u32 {
+        self.usable() + self.unusable_node_count + self.preempted_node_count
+    }
+
+    /// Those that work, or will.
+    pub fn usable(self) -> u32 {
+        self.idle_node_count + self.running_node_count + self.preparing_node_count + self.leaving_node_count
+    }
+}
+
+/// Answer to `POST …/listNodes`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NodeList {
+    /// The nodes.
+    pub nodes: Vec<NodeResource>,
+}
+
+/// A node of a compute.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeResource {
+    /// Its name.
+    pub node_id: String,
+    /// Null: nobody logs in to it through this API.
+    pub private_ip_address: Option<String>,
+    /// Null likewise.
+    pub public_ip_address: Option<String>,
+    /// Null likewise.
+    pub port: Option<u16>,
+    /// `idle`, `running`, `preparing`, `unusable`, `leaving`.
+    pub node_state: &'static str,
+    /// A run that it executes, of those that the caller may see.
+    pub run_id: Option<String>,
+}
+
 /// What a caller says about a target; the rest of the document follows from it.
 #[derive(Clone, Copy, Debug)]
 pub struct ComputeSummary<'a> {
@@ -322,6 +360,8 @@ pub struct ComputeSummary<'a> {
     pub slots: u32,
     /// How many it has now.
     pub running: u32,
+    /// What its machines do, where there are several and their engine tells; else its slots stand for nodes.
+    pub nodes: Option<NodeStateCounts>,
     /// When it was configured.
     pub created: UtcTime,
 }
@@ -329,9 +369,12 @@ pub struct ComputeSummary<'a> {
 impl ComputeResource {
     /// The document of a target.
     pub fn of(summary: ComputeSummary<'_>) -> Self {
-        let ComputeSummary { workspace_id, name, location, engine, slots, running, created } = summary;
-        let node_state_counts =
+        let ComputeSummary { workspace_id, name, location, engine, slots, running, nodes, created } = summary;
+        let slots_as_nodes =
             NodeStateCounts { idle_node_count: slots.saturating_sub(running), running_node_count: running, ..NodeStateCounts::default() };
+        let node_state_counts = nodes.unwrap_or(slots_as_nodes);
+        let most = nodes.map_or(slots, NodeStateCounts::all);
+        let is_growing = node_state_counts.preparing_node_count > 0;
         Self {
             id: format!("{workspace_id}/computes/{name}"),
             name: name.to_owned(),
@@ -351,12 +394,12 @@ impl ComputeResource {
                 properties: AmlComputeProperties {
                     vm_size: engine.to_owned(),
                     vm_priority: "Dedicated",
-                    scale_settings: ScaleSettings { min_node_count: 0, max_node_count: slots, node_idle_time_before_scale_down: "PT120S" },
+                    scale_settings: ScaleSettings { min_node_count: 0, max_node_count: most, node_idle_time_before_scale_down: "PT120S" },
                     subnet: None,
-                    allocation_state: "Steady",
+                    allocation_state: if is_growing { "Resizing" } else { "Steady" },
                     allocation_state_transition_time: None,
-                    current_node_count: slots,
-                    target_node_count: slots,
+                    current_node_count: node_state_counts.usable(),
+                    target_node_count: most,
                     node_state_counts,
                     errors: None,
                     remote_login_port_public_access: "NotSpecified",
@@ -381,6 +424,7 @@ mod tests {
             engine: "local",
             slots: 2,
             running: 1,
+            nodes: None,
             created: UtcTime::from_microseconds(0),
         });
         let written = serde_json::to_value(compute).unwrap();
@@ -397,6 +441,25 @@ mod tests {
         assert!(inner.get("userAccountCredentials").is_none());
         assert_eq!(inner["scaleSettings"], json!({"minNodeCount": 0, "maxNodeCount": 2, "nodeIdleTimeBeforeScaleDown": "PT120S"}));
         assert_eq!(inner["nodeStateCounts"]["runningNodeCount"], 1);
+        assert!(inner.get("allocationStateTransitionTime").is_none(), "the SDK parses whatever is there");
+    }
+
+    #[test]
+    fn the_machines_of_a_cluster_are_its_nodes() {
+        let nodes = NodeStateCounts { idle_node_count: 2, preparing_node_count: 1, unusable_node_count: 1, ..NodeStateCounts::default() };
+        let compute = ComputeResource::of(ComputeSummary {
+            workspace_id: "/w",
+            name: "gpu",
+            location: "eastus",
+            engine: "slurm",
+            slots: 1000,
+            running: 0,
+            nodes: Some(nodes),
+            created: UtcTime::from_microseconds(0),
+        });
+        let inner = serde_json::to_value(compute).unwrap()["properties"]["properties"].clone();
+        assert_eq!((&inner["currentNodeCount"], &inner["targetNodeCount"]), (&json!(3), &json!(4)));
+        assert_eq!((&inner["allocationState"], &inner["scaleSettings"]["maxNodeCount"]), (&json!("Resizing"), &json!(4)));
     }
 
     #[test]

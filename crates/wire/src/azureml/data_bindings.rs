@@ -192,5 +192,7 @@ object! {
     pub struct SourceGlobs {
         /// Patterns.
         "globPatterns" glob_patterns: Vec<String> = Vec::new(),
+        /// The same, as azureml-core calls them.
+        "patterns" patterns: Vec<String> = Vec::new(),
     }
 }

@@ -13,8 +13,8 @@ use super::{
     runs::TextMap,
     sections::{
         AiSuperComputerSection, AmlComputeSection, ApplicationEndpoint, Cmk8sSection, Command, Communicator, ContainerInstanceSection,
-        Framework, HdiSection, HistorySection, IdentitySection, KubernetesSection, MpiSection, ParallelTaskSection, PyTorchSection,
-        RetriesSection, ReturnCodeSection, RunDockerSection, SlurmSection, SparkSection, TensorflowSection,
+        Framework, HdiSection, HistorySection, IdentitySection, KubernetesSection, KubernetesWishSection, MpiSection, ParallelTaskSection,
+        PyTorchSection, RetriesSection, ReturnCodeSection, RunDockerSection, SlurmSection, SparkSection, TensorflowSection,
     },
 };
 use crate::json::object;
@@ -58,6 +58,8 @@ object! {
         "retries" retries: Option<RetriesSection> = None,
         /// What the run asks of Slurm; a word of this server, too.
         "slurm" slurm: Option<SlurmSection> = None,
+        /// What the run asks of Kubernetes; a word of this server, too.
+        "kubernetes" kubernetes: Option<KubernetesWishSection> = None,
         /// Whether the run acts as its submitter.
         "credentialPassthrough" credential_passthrough: bool = false,
         /// As whom the run acts.

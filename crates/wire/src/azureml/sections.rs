@@ -179,6 +179,24 @@ object! {
 }
 
 object! {
+    /// `Kubernetes`: what the run asks of Kubernetes where its target is one, for each node; what is left out is the target's.
+    pub struct KubernetesWishSection {
+        /// Processors, e.g. `4` or `500m`.
+        "cpus" cpus: Option<String> = None,
+        /// Memory, e.g. `16Gi`.
+        "memory" memory: Option<String> = None,
+        /// GPUs.
+        "gpus" gpus: Option<i64> = None,
+        /// Labels that the node must have.
+        "nodeSelector" node_selector: TextMap = TextMap::new(),
+        /// Taints that are put up with: `key=value:Effect`.
+        "tolerations" tolerations: Vec<String> = Vec::new(),
+        /// Priority class.
+        "priorityClass" priority_class: Option<String> = None,
+    }
+}
+
+object! {
     /// `history`: what is kept of the working directory.
     pub struct HistorySection {
         /// Whether `outputs/` is collected.

@@ -14,6 +14,8 @@ use std::{
 use trainyard_core::{Error, ErrorKind, Result};
 use trainyard_wire::native::AttemptOrder;
 
+use super::nodes_of;
+
 /// The variable that CUDA reads; the assignment of an attempt is its value in the order.
 const VISIBLE: &str = "CUDA_VISIBLE_DEVICES";
 /// Numbers mean the same to CUDA and to `nvidia-smi` only in this order.
@@ -128,7 +130,8 @@ impl Gpus {
             (_, Some(devices)) => devices.clone(),
             // The GPUs belong to other targets.
             (None, None) => String::new(),
-            (Some(rule), None) => rule.choose(&taken(others))?,
+            // All of its nodes are on this machine, and each takes its part.
+            (Some(rule), None) => rule.choose(nodes_of(order), &taken(others))?,
         };
         order.variables.insert(VISIBLE.into(), devices);
         order.variables.insert(ORDER.0.into(), ORDER.1.into());
@@ -142,9 +145,9 @@ impl GpuRule {
         u32::try_from(self.devices.len()).unwrap_or(u32::MAX) / self.per_run.max(1)
     }
 
-    fn choose(&self, taken: &BTreeSet<u32>) -> Result<String> {
+    fn choose(&self, nodes: u32, taken: &BTreeSet<u32>) -> Result<String> {
         let free: Vec<String> = self.devices.iter().filter(|device| !taken.contains(device)).map(ToString::to_string).collect();
-        let wanted = self.per_run as usize;
+        let wanted = self.per_run.saturating_mul(nodes) as usize;
         if free.len() < wanted {
             let message = format!("{wanted} GPUs are wanted, and of {} only {} are free", self.devices.len(), free.len());
             return Err(Error::new(ErrorKind::Unavailable, message));

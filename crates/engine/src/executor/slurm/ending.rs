@@ -43,6 +43,8 @@ pub(super) fn explanation(job: &Job, folder: &AttemptFolder) -> Option<Cause> {
         JobState::Ended(End::Completed | End::Failed | End::Other(_)) => None,
         JobState::Ended(end) => Some(cause(job, end, folder)),
         JobState::Completing if job.reason == "TimeLimit" => Some(time_limit(job)),
+        // Of a job on several nodes: the agents on the others are told to end.
+        JobState::Completing if job.reason == "NodeDown" => Some(cause(job, &End::NodeFail, folder)),
         JobState::Completing => Some(cancelled(None, folder)),
         // A signal some time before the limit, which can be asked for.
         JobState::Running if job.left_seconds.is_some_and(|left| left <= EARLY_SIGNAL_SECONDS) => Some(time_limit(job)),
@@ -182,6 +184,7 @@ mod tests {
         let (_dir, folder) = folder();
         let label = |job: &Job| explanation(job, &folder).map(|cause| cause.label());
         assert_eq!(label(&Job { reason: "TimeLimit".into(), ..job(JobState::Completing) }), Some("time_limit"));
+        assert_eq!(label(&Job { reason: "NodeDown".into(), ..job(JobState::Completing) }), Some("node_lost"));
         assert_eq!(label(&Job { left_seconds: Some(59), ..job(JobState::Running) }), Some("time_limit"));
         assert_eq!(label(&Job { preempted: true, ..job(JobState::Running) }), Some("preempted"));
         assert_eq!(label(&job(JobState::Completing)), Some("cancelled"));

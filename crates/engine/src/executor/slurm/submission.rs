@@ -26,8 +26,11 @@ use crate::{
     executor::{Executor as _, Observation},
 };
 
-/// What every job is like: one agent on one node, started at most once.
-pub(super) const SHAPE: &[&str] = &["--nodes=1", "--ntasks=1", "--no-requeue"];
+/// What every job is like: one agent on each of its nodes, all of them or none, started at most once.
+pub(super) fn shape(nodes: u32) -> Vec<String> {
+    let tasks = if nodes == 1 { "--ntasks=1" } else { "--ntasks-per-node=1" };
+    vec![format!("--nodes={nodes}"), tasks.to_owned(), "--no-requeue".to_owned()]
+}
 
 /// How long `sbatch` may take. Longer than Slurm's own patience, so that its answer is heard.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -80,18 +83,19 @@ async fn prepare(inner: &Inner, order: &AttemptOrder) -> Result<Vec<String>> {
     let program = inner.staged_program().await?.to_owned();
     let (path, order) = (folder.path().to_owned(), order.clone());
     // Syncing takes as long as the disk does.
-    tokio::task::spawn_blocking(move || write_all(&folder, &order, &program)).await.map_err(Error::internal)??;
-    Ok(arguments(attempt, &path, &inner.wish(&definition)))
+    let nodes = definition.distribution.node_count;
+    tokio::task::spawn_blocking(move || write_all(&folder, &order, (&program, nodes))).await.map_err(Error::internal)??;
+    Ok(arguments((attempt, nodes), &path, &inner.wish(&definition)))
 }
 
 /// Only the order is synced. Should a power cut take the intent, there may be a second job, which finds the claim of the first.
-fn write_all(folder: &AttemptFolder, order: &AttemptOrder, program: &Path) -> Result<()> {
+fn write_all(folder: &AttemptFolder, order: &AttemptOrder, (program, nodes): (&Path, u32)) -> Result<()> {
     let path = folder.path();
     folder.create().map_err(|error| io_error("the folder of the attempt cannot be made", path, error))?;
     trainyard_store::fail_point!("executor.folder_made");
     folder.write_order(order).map_err(|error| io_error("the order of the attempt cannot be written", path, error))?;
     trainyard_store::fail_point!("executor.order_written");
-    for (name, content) in [("slurm.sh", script(path, program)), (INTENT, String::new())] {
+    for (name, content) in [("slurm.sh", script(path, (program, nodes))), (INTENT, String::new())] {
         put(&path.join(name), &content).map_err(|error| io_error("the job cannot be prepared in", path, error))?;
     }
     trainyard_store::fail_point!("executor.start_counted");
@@ -105,10 +109,10 @@ fn put(path: &Path, content: &str) -> std::io::Result<()> {
     std::fs::rename(&staged, path)
 }
 
-fn arguments(attempt: AttemptId, folder: &Path, wish: &SlurmWish) -> Vec<String> {
+fn arguments((attempt, nodes): (AttemptId, u32), folder: &Path, wish: &SlurmWish) -> Vec<String> {
     let folder = folder.display();
     let mut arguments = vec!["--parsable".to_owned(), format!("--job-name={NAME_PREFIX}{attempt}")];
-    arguments.extend(SHAPE.iter().map(|word| (*word).to_owned()));
+    arguments.extend(shape(nodes));
     arguments.extend([
         "--open-mode=append".to_owned(),
         format!("--output={folder}/{JOB_LOG}"),
@@ -121,9 +125,13 @@ fn arguments(attempt: AttemptId, folder: &Path, wish: &SlurmWish) -> Vec<String>
 }
 
 /// The script of a job. The shell makes the claim's file only if it is not there, in one step.
-fn script(folder: &Path, program: &Path) -> String {
+fn script(folder: &Path, (program, nodes): (&Path, u32)) -> String {
     let (claim, folder) = (quoted(&folder.join(CLAIM).to_string_lossy()), quoted(&folder.to_string_lossy()));
     let program = quoted(&program.to_string_lossy());
+    let agents = match nodes {
+        1 => format!("exec {program} agent --attempt-dir {folder}\n"),
+        nodes => agents(nodes, &program, &folder),
+    };
     format!(
         "#!/bin/sh\n\
          # One job of this name may begin.\n\
@@ -132,7 +140,23 @@ fn script(folder: &Path, program: &Path) -> String {
          \x20   echo \"job $(cat \"$claim\") has this attempt\" >&2\n\
          \x20   exit 0\n\
          fi\n\
-         exec {program} agent --attempt-dir {folder}\n"
+         {agents}"
+    )
+}
+
+/// Starts an agent on each node, as one step that leaves room for others: code calls `srun` and `mpirun` itself. The shell stays, because `srun`
+/// answers TERM by killing what it has started; Slurm tells the agents themselves.
+fn agents(nodes: u32, program: &str, folder: &str) -> String {
+    format!(
+        "trap : TERM\n\
+         srun --overlap --mpi=none --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=0 --cpu-bind=none \\\n\
+         \x20   ${{SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}} \\\n\
+         \x20   sh -c 'exec \"$0\" agent --attempt-dir \"$1\" --node \"$SLURM_PROCID\"' {program} {folder} &\n\
+         step=$!\n\
+         wait $step\n\
+         status=$?\n\
+         while kill -0 $step 2>/dev/null; do wait $step; status=$?; done\n\
+         exit $status\n"
     )
 }
 
@@ -241,7 +265,7 @@ mod tests {
         let folder = dir.path().join("it's an attempt");
         std::fs::create_dir(&folder).unwrap();
         let path = folder.join("slurm.sh");
-        std::fs::write(&path, script(&folder, Path::new("/bin/echo"))).unwrap();
+        std::fs::write(&path, script(&folder, (Path::new("/bin/echo"), 1))).unwrap();
         let first = run(&path, "17");
         assert_eq!(String::from_utf8_lossy(&first.stdout), format!("agent --attempt-dir {}\n", folder.display()));
         let second = run(&path, "18");
@@ -251,9 +275,29 @@ mod tests {
     }
 
     #[test]
+    fn a_job_on_several_nodes_starts_an_agent_with_its_number_on_each() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("it's an attempt");
+        std::fs::create_dir(&folder).unwrap();
+        // Stands for `srun`: says its options and starts what follows them, as the second task.
+        let srun = dir.path().join("srun");
+        let text = "#!/bin/sh\nwhile [ \"${1#--}\" != \"$1\" ]; do echo \"$1\"; shift; done\nSLURM_PROCID=1 exec \"$@\"\n";
+        std::fs::write(&srun, text).unwrap();
+        std::fs::set_permissions(&srun, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let path = folder.join("slurm.sh");
+        std::fs::write(&path, script(&folder, (Path::new("/bin/echo"), 3))).unwrap();
+        let search = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap());
+        let output = std::process::Command::new("sh").arg(&path).env("SLURM_JOB_ID", "17").env("PATH", search).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(said.contains("--nodes=3\n--ntasks=3\n--ntasks-per-node=1\n--kill-on-bad-exit=0\n"), "{said}");
+        assert!(said.ends_with(&format!("agent --attempt-dir {} --node 1\n", folder.display())), "{said}");
+        assert_eq!(shape(3), ["--nodes=3", "--ntasks-per-node=1", "--no-requeue"]);
+    }
+
+    #[test]
     fn the_arguments_of_sbatch_carry_no_secret_and_the_wish_before_the_script() {
         let wish = SlurmWish { partition: Some("cpu".into()), arguments: vec!["--nice=5".into()], ..SlurmWish::default() };
-        let arguments = arguments(AttemptId(uuid::Uuid::nil()), Path::new("/shared/attempts/x"), &wish);
+        let arguments = arguments((AttemptId(uuid::Uuid::nil()), 1), Path::new("/shared/attempts/x"), &wish);
         assert_eq!(arguments[1], "--job-name=trainyard-00000000-0000-0000-0000-000000000000");
         assert_eq!(arguments[arguments.len() - 3..], ["--partition=cpu", "--nice=5", "/shared/attempts/x/slurm.sh"]);
     }

@@ -89,7 +89,7 @@ impl Inner {
     /// Tells Slurm to end what is not wanted: at once what waits, with a word first and after its grace what runs.
     async fn pass_wishes_on(&self) {
         let before = Instant::now().checked_sub(REPEAT).unwrap_or_else(Instant::now);
-        let (mut waiting, mut term, mut end, mut kill) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut waiting, mut term, mut gang, mut end, mut kill) = (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (attempt, id, wish) in self.jobs.unwanted(before) {
             let Seen::Job(job) = self.view.job(id, Instant::now()) else { continue };
             match (wish, &job.state) {
@@ -98,6 +98,8 @@ impl Inner {
                 (Wish::Stop { .. }, JobState::Pending | JobState::Requeued | JobState::Configuring) => waiting.push((attempt, job)),
                 (Wish::Stop { since }, _) => match self.patience_left(attempt, since) {
                     Left::All => {}
+                    // Where a step of the job has the agents, the shell of the job passes nothing on.
+                    Left::Word if self.folder(attempt).nodes().len() > 1 => gang.push((attempt, job)),
                     Left::Word => term.push((attempt, job)),
                     Left::None => end.push((attempt, job)),
                 },
@@ -106,6 +108,7 @@ impl Inner {
         // Only as long as it still waits: what has just begun has an agent, which stops it in its own way.
         self.scancel(&["--state=PENDING"], &waiting).await;
         self.scancel(&["--batch", "--signal=TERM"], &term).await;
+        self.scancel(&["--signal=TERM"], &gang).await;
         self.scancel(&[], &end).await;
         // The first ends processes, stopped ones too; the second what has none yet.
         self.scancel(&["--signal=KILL"], &kill).await;

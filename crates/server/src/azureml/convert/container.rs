@@ -12,6 +12,7 @@ use trainyard_core::{
     environment::{EnvironmentSpec, LockedImage},
     ids::ComputeName,
 };
+use trainyard_engine::data::Datastores;
 use trainyard_wire::azureml::{
     definition::RunConfiguration,
     environments::{DockerSection, RegistrySection},
@@ -28,6 +29,8 @@ pub(crate) struct TargetRule {
     pub(crate) name: ComputeName,
     /// Whether its runs go into containers.
     pub(crate) containers: ContainerPolicy,
+    /// The word for its engine.
+    pub(crate) engine: &'static str,
 }
 
 /// What conversion knows of this server.
@@ -37,6 +40,8 @@ pub(crate) struct Rules<'a> {
     pub(crate) targets: &'a [TargetRule],
     /// Seals passwords.
     pub(crate) sealer: &'a Sealer,
+    /// Where data is.
+    pub(crate) datastores: &'a Datastores,
 }
 
 /// The container of a run on `target`; `None`: it goes into none. Sentences for the run's warnings are added to `warnings`.

@@ -12,6 +12,7 @@ use serde_json::Value;
 use trainyard_core::{
     Error, Result,
     definition::{self, Definition, Entry, History},
+    kubernetes::KubernetesWish,
     run::RetryWish,
     slurm::SlurmWish,
 };
@@ -28,6 +29,8 @@ use trainyard_wire::{
 
 use super::{
     container::{Rules, TargetRule, to_container},
+    data::{hide_secrets, to_data},
+    distribution::to_distribution,
     environment::{self, ConvertedEnvironment},
     refusals,
 };
@@ -92,6 +95,9 @@ pub(crate) fn to_definition(submitted: &SubmittedConfiguration, rules: Rules<'_>
         history: history(asked, places)?,
         retries: retries(asked, places)?,
         slurm: slurm(asked, places)?,
+        kubernetes: kubernetes(asked, places)?,
+        distribution: to_distribution(asked, places)?,
+        data: to_data(asked, (rules, target), places, &mut warnings)?,
     };
     Ok(Converted { document: document(asked, &definition)?, definition, warnings })
 }
@@ -260,6 +266,35 @@ fn slurm(asked: &RunConfiguration, places: Places<'_>) -> Result<SlurmWish> {
     Ok(wish)
 }
 
+/// What Kubernetes itself says to it, it is asked later.
+fn kubernetes(asked: &RunConfiguration, places: Places<'_>) -> Result<KubernetesWish> {
+    let Some(section) = &asked.kubernetes else { return Ok(KubernetesWish::default()) };
+    if let Some(name) = section.rest.keys().next() {
+        let known = "expected Cpus, Memory, Gpus, NodeSelector, Tolerations or PriorityClass";
+        return Err(places.invalid("Kubernetes", format!(" has the property `{}`: {known}", name.escape_debug())));
+    }
+    let gpus = match section.gpus.map(|gpus| (gpus, u32::try_from(gpus))) {
+        Some((_, Ok(gpus))) => Some(gpus),
+        Some((gpus, Err(_))) => {
+            return Err(places.invalid("Kubernetes.Gpus", format!(" = {gpus} is not possible: it must be 0 or more")));
+        }
+        None => None,
+    };
+    let wish = KubernetesWish {
+        cpus: section.cpus.clone(),
+        memory: section.memory.clone(),
+        gpus,
+        node_selector: section.node_selector.iter().map(|(key, value)| (key.clone(), value.clone().unwrap_or_default())).collect(),
+        tolerations: section.tolerations.clone(),
+        priority_class: section.priority_class.clone(),
+    };
+    wish.check().map_err(|error| {
+        let property = format!("Kubernetes.{}", error.target().unwrap_or_default());
+        places.invalid(&property, format!(" = {}", error.message()))
+    })?;
+    Ok(wish)
+}
+
 fn history(asked: &RunConfiguration, places: Places<'_>) -> Result<History> {
     let mut directories_to_watch: Vec<String> = Vec::new();
     for (index, folder) in asked.history.directories_to_watch.iter().enumerate() {
@@ -272,17 +307,21 @@ fn history(asked: &RunConfiguration, places: Places<'_>) -> Result<History> {
     Ok(History { output_collection: asked.history.output_collection, directories_to_watch })
 }
 
-/// The configuration with every default filled in and without the password of a registry, the only secret that gets this far.
+/// The configuration with every default filled in and without the secrets that get this far: the password of a registry, and what
+/// addresses of data hold besides their places.
 fn document(asked: &RunConfiguration, definition: &Definition) -> Result<Value> {
     let mut shown = asked.clone();
     shown.target = Some(definition.target.to_string());
+    hide_secrets(&mut shown);
     let environment = shown.environment.get_or_insert_with(EnvironmentDefinition::default);
     environment.python.get_or_insert_default();
     drop(environment.docker.get_or_insert_default().base_image_registry.take_password());
     let mut document = serde_json::to_value(&shown).map_err(Error::internal)?;
     // Words of our own: shown to those who use them.
     if let Some(document) = document.as_object_mut() {
-        for (word, used) in [("retries", asked.retries.is_some()), ("slurm", asked.slurm.is_some())] {
+        for (word, used) in
+            [("retries", asked.retries.is_some()), ("slurm", asked.slurm.is_some()), ("kubernetes", asked.kubernetes.is_some())]
+        {
             if !used {
                 document.remove(word);
             }

@@ -2,7 +2,9 @@
 
 pub(crate) mod artifacts;
 pub(crate) mod container;
+mod data;
 pub(crate) mod definition;
+mod distribution;
 pub(crate) mod environment;
 pub(crate) mod environment_name;
 pub(crate) mod environments;

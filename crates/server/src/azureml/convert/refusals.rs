@@ -46,9 +46,9 @@ pub(crate) fn first(asked: &RunConfiguration) -> Option<Refusal> {
         .next()
 }
 
-const ONE_PROCESS: &str = "a run is one process on one node; leave it at its default";
+const PARALLEL: &str = "there are no parallel tasks; use NodeCount with Mpi, Nccl, Gloo, ParameterServer or None, or submit several runs";
 const TARGET: &str = "runs go to a configured target; leave it out and name one in Target";
-const DATA: &str = "nothing is mounted or copied for a run; let the script fetch its data, and write results to `outputs`";
+const CACHES: &str = "there are no data caches; name the data in DataReferences or Data";
 const CONTEXT: &str =
     "images are built without a context; give the Dockerfile as text in Environment.Docker.BaseDockerfile, or name a built image";
 const PACKAGES: &str = "only Python and pip packages are installed; leave it out and use Environment.Python.CondaDependencies";
@@ -99,23 +99,11 @@ fn flag(property: &str, value: bool, advice: &'static str) -> Option<Refusal> {
 fn processes(asked: &RunConfiguration) -> Vec<Option<Refusal>> {
     let parallel = &asked.parallel_task;
     vec![
-        over(1, "NodeCount", asked.node_count, ONE_PROCESS),
-        refusal(
-            asked.communicator != Communicator::None,
-            "Communicator",
-            format!(" = {}", asked.communicator.as_str()),
-            "a run is one process on one node; leave it at None",
-        ),
-        over(1, "Mpi.ProcessCountPerNode", asked.mpi.process_count_per_node, ONE_PROCESS),
-        over(1, "Mpi.NodeCount", asked.mpi.node_count, ONE_PROCESS),
-        over(1, "PyTorch.ProcessCount", asked.py_torch.process_count.unwrap_or(1), ONE_PROCESS),
-        over(1, "PyTorch.NodeCount", asked.py_torch.node_count, ONE_PROCESS),
-        over(1, "Tensorflow.WorkerCount", asked.tensorflow.worker_count, ONE_PROCESS),
-        over(1, "Tensorflow.ParameterServerCount", asked.tensorflow.parameter_server_count, ONE_PROCESS),
-        over(0, "ParallelTask.MaxRetriesPerWorker", parallel.max_retries_per_worker, ONE_PROCESS),
-        over(1, "ParallelTask.WorkerCountPerNode", parallel.worker_count_per_node, ONE_PROCESS),
-        filled("ParallelTask.TerminalExitCodes", parallel.terminal_exit_codes.as_ref().map_or(0, Vec::len), ONE_PROCESS),
-        keyed("ParallelTask.Configuration", &parallel.configuration, ONE_PROCESS),
+        refusal(asked.communicator == Communicator::ParallelTask, "Communicator", " = ParallelTask", PARALLEL),
+        over(0, "ParallelTask.MaxRetriesPerWorker", parallel.max_retries_per_worker, PARALLEL),
+        over(1, "ParallelTask.WorkerCountPerNode", parallel.worker_count_per_node, PARALLEL),
+        filled("ParallelTask.TerminalExitCodes", parallel.terminal_exit_codes.as_ref().map_or(0, Vec::len), PARALLEL),
+        keyed("ParallelTask.Configuration", &parallel.configuration, PARALLEL),
     ]
 }
 
@@ -151,12 +139,7 @@ fn code(asked: &RunConfiguration) -> Vec<Option<Refusal>> {
 }
 
 fn bindings(asked: &RunConfiguration) -> Vec<Option<Refusal>> {
-    vec![
-        keyed("DataReferences", &asked.data_references, DATA),
-        keyed("Data", &asked.data, DATA),
-        keyed("OutputData", &asked.output_data, DATA),
-        filled("Datacaches", asked.datacaches.len(), DATA),
-    ]
+    vec![filled("Datacaches", asked.datacaches.len(), CACHES)]
 }
 
 fn identities(asked: &RunConfiguration) -> Vec<Option<Refusal>> {

@@ -378,6 +378,9 @@ pub(crate) mod tests {
             container: None,
             retries: RetryWish::default(),
             slurm: Default::default(),
+            kubernetes: Default::default(),
+            distribution: Default::default(),
+            data: Default::default(),
         };
         RunRecord {
             ownership: Ownership::Managed,

@@ -1,5 +1,5 @@
 use serde_json::{Value, json};
-use trainyard_engine::Unseal as _;
+use trainyard_engine::{Unseal as _, data::Datastores};
 use trainyard_wire::azureml::execution::SubmissionEnvelope;
 
 use super::{
@@ -8,6 +8,10 @@ use super::{
 };
 
 const KEY: [u8; 32] = [7; 32];
+
+fn datastores() -> Datastores {
+    Datastores::new(Default::default(), "/datastore".into()).unwrap()
+}
 
 fn sealer() -> Sealer {
     Sealer::from_key(&KEY).unwrap()
@@ -18,8 +22,8 @@ fn convert(containers: ContainerPolicy, configuration: Value) -> Result<Converte
     let whole = document["Configuration"].as_object_mut().unwrap();
     whole.extend(configuration.as_object().unwrap().clone());
     let envelope = SubmissionEnvelope::read(document).expect("the tests' documents have the right types");
-    let targets = [TargetRule { name: ComputeName::new("local").unwrap(), containers }];
-    to_definition(&envelope.configuration, Rules { targets: &targets, sealer: &sealer() })
+    let targets = [TargetRule { name: ComputeName::new("local").unwrap(), containers, engine: "local" }];
+    to_definition(&envelope.configuration, Rules { targets: &targets, sealer: &sealer(), datastores: &datastores() })
 }
 
 fn docker(section: Value) -> Value {

@@ -5,6 +5,7 @@ use trainyard_core::{
     environment::{EnvironmentSpec, PythonEnvironment},
     ids::ComputeName,
 };
+use trainyard_engine::data::Datastores;
 use trainyard_wire::azureml::execution::SubmissionEnvelope;
 
 use super::*;
@@ -13,15 +14,22 @@ use crate::sealing::Sealer;
 const FOUNDING: &str = include_str!("../../../../../wire/tests/definitions/founding.json");
 const SDK: &str = include_str!("../../../../../wire/tests/definitions/sdk.json");
 
+fn datastores() -> Datastores {
+    Datastores::new(Default::default(), "/datastore".into()).unwrap()
+}
+
 fn targets() -> Vec<TargetRule> {
     ["local", "cpu-cluster"]
-        .map(|name| TargetRule { name: ComputeName::new(name).unwrap(), containers: ContainerPolicy::WhenAsked })
+        .map(|name| TargetRule { name: ComputeName::new(name).unwrap(), containers: ContainerPolicy::WhenAsked, engine: "local" })
         .to_vec()
 }
 
 fn convert(document: Value) -> Result<Converted> {
     let envelope = SubmissionEnvelope::read(document).expect("the tests' documents have the right types");
-    to_definition(&envelope.configuration, Rules { targets: &targets(), sealer: &Sealer::from_key(&[7; 32]).unwrap() })
+    to_definition(
+        &envelope.configuration,
+        Rules { targets: &targets(), sealer: &Sealer::from_key(&[7; 32]).unwrap(), datastores: &datastores() },
+    )
 }
 
 /// The configuration of the founding document with `path` (in PascalCase, from `Configuration` on) set to `value`.
@@ -59,6 +67,9 @@ fn the_founding_definition_becomes_what_it_says() {
         container: None,
         retries: RetryWish::default(),
         slurm: Default::default(),
+        kubernetes: Default::default(),
+        distribution: Default::default(),
+        data: Default::default(),
     };
     assert_eq!(converted.definition, expected);
     assert_eq!(
@@ -109,18 +120,10 @@ fn what_asks_for_more_than_its_default_is_refused_by_name() {
         ("Environment.Spark.Packages", json!([{"group": "g"}]), "Configuration.Environment.Spark.Packages is not empty and"),
         ("Environment.Spark.Repositories", json!(["r"]), "Configuration.Environment.Spark.Repositories is not empty"),
         ("Environment.Databricks.JarLibraries", json!([{}]), "Configuration.Environment.Databricks.JarLibraries is not empty"),
-        ("NodeCount", json!(2), "Configuration.NodeCount = 2 is not acted on by this server yet: a run is one process on one node"),
-        ("Communicator", json!("IntelMpi"), "Configuration.Communicator = Mpi is not acted on"),
-        ("Mpi.ProcessCountPerNode", json!(2), "Configuration.Mpi.ProcessCountPerNode = 2"),
-        ("pytorch.processCount", json!(4), "Configuration.pytorch.processCount = 4"),
-        ("tensorflow.workerCount", json!(2), "Configuration.tensorflow.workerCount = 2"),
-        ("Tensorflow.ParameterServerCount", json!(2), "Configuration.Tensorflow.ParameterServerCount = 2"),
+        ("Communicator", json!("ParallelTask"), "Configuration.Communicator = ParallelTask is not acted on"),
         ("ParallelTask.WorkerCountPerNode", json!(2), "Configuration.ParallelTask.WorkerCountPerNode = 2"),
         ("paralleltask.maxRetriesPerWorker", json!(1), "Configuration.paralleltask.maxRetriesPerWorker = 1"),
         ("ParallelTask.TerminalExitCodes", json!([1]), "Configuration.ParallelTask.TerminalExitCodes is not empty"),
-        ("DataReferences", json!({"store": {"mode": "mount"}}), "Configuration.DataReferences.store is not acted on by this server yet: "),
-        ("Data", json!({"in": {"mechanism": "direct"}}), "Configuration.Data.in is not acted on"),
-        ("OutputData", json!({"out": {}}), "Configuration.OutputData.out is not acted on"),
         ("Datacaches", json!([{}]), "Configuration.Datacaches is not empty"),
         ("SourceDirectoryDataStore", json!("ds"), "Configuration.SourceDirectoryDataStore = `ds`"),
         ("Framework", json!("pyspark"), "Configuration.Framework = PySpark is not acted on"),
