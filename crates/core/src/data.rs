@@ -61,7 +61,7 @@ pub struct Output {
     /// Whether files of the same name are replaced.
     #[serde(default)]
     pub overwrite: bool,
-    /// Which files are uploaded, as patterns of [`matches`]; empty: all.
+    /// Which files are uploaded, as patterns of [`matches()`]; empty: all.
     #[serde(default)]
     pub globs: Vec<String>,
 }

@@ -86,7 +86,7 @@ async fn an_agent_of_another_protocol_is_told_what_does_not_fit() {
         let (status, body) = answer(report(protocol).send().await.unwrap()).await;
         assert_eq!(status, StatusCode::UPGRADE_REQUIRED, "{protocol}: {body}");
         let message = body["error"]["message"].as_str().unwrap();
-        assert!(message.contains("of the agent's protocol, this server understands versions 1 to 1"), "{message}");
+        assert!(message.contains("of the agent's protocol, this server understands versions 1 to 2"), "{message}");
     }
     let (status, body) = answer(report("1").send().await.unwrap()).await;
     assert_eq!((status, &body["command"]), (StatusCode::OK, &json!("continue")));

@@ -1,7 +1,7 @@
 //! How code ends, by itself and by force, and what the server is told.
 
 use serde_json::json;
-use trainyard_wire::native::{Command, Report};
+use trainyard_wire::native::{AGENT_PROTOCOL, Command, Report};
 
 use crate::stage::{Stage, until};
 
@@ -183,7 +183,7 @@ async fn a_snapshot_that_cannot_be_used_fails_the_attempt() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_order_of_another_protocol_is_refused_in_words() {
     let mut stage = Stage::new("true").await;
-    stage.order.protocol += 1;
+    stage.order.protocol = AGENT_PROTOCOL + 1;
     stage.run().await;
     let cause = stage.world.known().cause();
     assert_eq!(cause["kind"], "start_failed");
