@@ -44,6 +44,7 @@ pub const FAIL_POINTS: &[FailPoint] = &[
     point("agent.locked", "the agent holds its lock; it has read nothing"),
     point("agent.snapshot_fetched", "the snapshot's zip is there; it is not unpacked"),
     point("agent.unpacked", "the working directory is there; nobody was told"),
+    point("agent.data_copied", "the data of an input is there; the note that it is whole is not"),
     point("agent.environment_ready", "snapshot and environment are ready; the start is not noted"),
     fallible("agent.document", "a document of the attempt's folder is about to be written"),
     point("agent.start_noted", "the start is noted; the code was not started"),

@@ -294,9 +294,11 @@ print(os.environ["AZ_BATCH_NODE_ID"], os.environ["NODE_RANK"], os.environ["AZ_BA
 tried = pathlib.Path(sys.argv[1]) / ("tried-" + os.environ["NODE_RANK"])
 count = len(tried.read_text()) if tried.exists() else 0
 tried.write_text("x" * (count + 1))
-if count == 0 and os.environ["NODE_RANK"] == "2":
-    sys.exit(3)
 import time
+if count == 0 and os.environ["NODE_RANK"] == "2":
+    # Not before the others have begun, or their first time would be the next attempt's.
+    while not all((tried.parent / f"tried-{node}").exists() for node in (0, 1)): time.sleep(0.05)
+    sys.exit(3)
 while count == 0: time.sleep(1)
 "#;
     let path = server.dir().display().to_string();
