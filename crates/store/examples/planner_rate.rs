@@ -65,7 +65,7 @@ async fn main() -> Result<(), Failure> {
 async fn pass(store: &Store, target: &ComputeName) -> Result<(), Failure> {
     store.is_drained().await?;
     let busy = store.busy_shares().await?.remove(target).unwrap_or_default();
-    let mut depth = 8;
+    let mut depth = 2;
     loop {
         let heads = store.queue_heads(&[(target.clone(), FreeSlots { free: SLOTS.free.min(depth), ..SLOTS })], i64::MAX).await?;
         let view = |(name, queue)| TargetView { name, slots: SLOTS.free, busy: busy.clone(), queue };

@@ -57,7 +57,7 @@ pub const FAIL_POINTS: &[FailPoint] = &[
     point("agent.collected_reported", "the server knows that everything is there; the folder does not say so"),
     point("agent.collected_noted", "the folder says that everything is delivered; the agent has not ended"),
     point("report.applied", "what an agent reported is stored; the agent was not answered"),
-    point("node.told", "what a node of several said is stored; its agent was not answered"),
+    point("node.told", "what a node told the others is stored; they were not woken, its agent was not answered"),
     point("log.appended", "bytes of a log are appended; the agent was not answered"),
     point("log.sealed", "a log is a blob; the agent was not answered"),
     point("output.committed", "an output's blob is durable; no row names it"),

@@ -12,7 +12,7 @@ use trainyard_core::{
 
 use crate::{
     attempts::{self, Attempt},
-    db::{Columns, Conn, Row, Sql},
+    db::{Columns, Row, Sql},
     run_row,
     runs::RunRecord,
     store::Store,
@@ -58,21 +58,13 @@ impl Store {
     /// For each target with its number of free slots and of all its slots: of every share the waiting runs that could get some at `now_us`, in the
     /// order of the share. Targets without free slots or without such runs are left out, and so are runs that take more than there are.
     ///
-    /// Costs an index lookup and a few rows for every share that waits, whatever the length of its queue.
+    /// Costs a few index lookups and rows for every share that waits, whatever the length of its queue.
     pub async fn queue_heads(&self, free: &[(ComputeName, FreeSlots)], now_us: i64) -> Result<Vec<(ComputeName, Vec<QueuedRun>)>> {
         let mut conn = self.reader().await?;
         let mut heads = Vec::new();
         for (target, slots) in free.iter().filter(|(_, slots)| slots.free > 0) {
-            let mut queue = Vec::new();
-            let mut after = None;
-            loop {
-                let (heads, last) = next_heads(&mut conn, (target, after.as_ref()), *slots, now_us).await?;
-                queue.extend(heads);
-                if last.is_none() {
-                    break;
-                }
-                after = last;
-            }
+            let sql = Sql::new(HEADS).bind(target.as_str()).bind(now_us).bind(i64::from(slots.all)).bind(i64::from(slots.free));
+            let queue = conn.fetch_all(sql).await?.iter().map(queued).collect::<Result<Vec<_>>>()?;
             if !queue.is_empty() {
                 heads.push((target.clone(), queue));
             }
@@ -180,40 +172,34 @@ impl Store {
     }
 }
 
-/// The first runs of the shares after `after` (or of the first ones) that may be admitted at `now_us`, of each as many as there are free slots, as far as
-/// one page reaches; and the last of these shares, unless no more follow.
-async fn next_heads(
-    conn: &mut Conn,
-    (target, after): (&ComputeName, Option<&Share>),
-    slots: FreeSlots,
-    now_us: i64,
-) -> Result<(Vec<QueuedRun>, Option<Share>)> {
-    let mut sql = Sql::new(
-        "select created_by, workspace, experiment, id, priority, created_us, not_before_us, slots from runs \
-         where state = 'Queued' and target = $1 and (not_before_us is null or not_before_us <= $2) and slots <= $3",
-    )
-    .bind(target.as_str())
-    .bind(now_us)
-    .bind(i64::from(slots.all));
-    if let Some(after) = after {
-        sql.push(" and (created_by, workspace, experiment) > (");
-        sql.push_value(after.user.as_str()).push(", ").push_value(after.workspace.to_string());
-        sql.push(", ").push_value(after.experiment.to_string()).push(")");
-    }
-    sql.push(" order by created_by, workspace, experiment, priority desc, created_us, id limit ").push_value(i64::from(slots.free));
-    let rows = conn.fetch_all(sql).await?;
-    let mut heads = rows.iter().map(queued).collect::<Result<Vec<_>>>()?;
-    if rows.len() < slots.free as usize {
-        return Ok((heads, None));
-    }
-    // The page is full: of its last share there may be more than it holds. The next page begins with that share, unless it fills a page by itself.
-    let is_one_share = heads.first().map(|first| &first.share) == heads.last().map(|last| &last.share);
-    if !is_one_share && let Some(last) = heads.last().map(|last| last.share.clone()) {
-        heads.retain(|queued| queued.share != last);
-    }
-    let last = heads.last().map(|last| last.share.clone());
-    Ok((heads, last))
-}
+/// For every share that waits, its first runs. One statement, because a question for each share costs more than its answer. From one share to the next
+/// there are three ways (another experiment, another workspace, another user), each a range of one index: a comparison of all three columns at once
+/// would read every run of the user.
+const HEADS: &str = "with recursive shares (created_by, workspace, experiment) as ( \
+       select * from (select created_by, workspace, experiment from runs where state = 'Queued' and target = $1 \
+         order by created_by, workspace, experiment limit 1) first_share \
+       union all \
+       select n.created_by, n.workspace, n.experiment from shares s join runs n on (n.workspace, n.id) = ( \
+         select x.workspace, x.id from ( \
+           select * from (select 1 as way, m.workspace, m.id from runs m where m.state = 'Queued' and m.target = $1 \
+             and m.created_by = s.created_by and m.workspace = s.workspace and m.experiment > s.experiment \
+             order by m.experiment, m.priority desc, m.created_us, m.id limit 1) a \
+           union all \
+           select * from (select 2 as way, m.workspace, m.id from runs m where m.state = 'Queued' and m.target = $1 \
+             and m.created_by = s.created_by and m.workspace > s.workspace \
+             order by m.workspace, m.experiment, m.priority desc, m.created_us, m.id limit 1) b \
+           union all \
+           select * from (select 3 as way, m.workspace, m.id from runs m where m.state = 'Queued' and m.target = $1 \
+             and m.created_by > s.created_by \
+             order by m.created_by, m.workspace, m.experiment, m.priority desc, m.created_us, m.id limit 1) c \
+         ) x order by x.way limit 1)) \
+     select r.created_by, r.workspace, r.experiment, r.id, r.priority, r.created_us, r.not_before_us, r.slots \
+     from shares s join runs r on r.workspace = s.workspace and r.id in ( \
+       select q.id from runs q where q.state = 'Queued' and q.target = $1 \
+         and q.created_by = s.created_by and q.workspace = s.workspace and q.experiment = s.experiment \
+         and (q.not_before_us is null or q.not_before_us <= $2) and q.slots <= $3 \
+         order by q.priority desc, q.created_us, q.id limit $4) \
+     order by r.created_by, r.workspace, r.experiment, r.priority desc, r.created_us, r.id";
 
 fn queued(row: &Row) -> Result<QueuedRun> {
     let mut row = row.columns();

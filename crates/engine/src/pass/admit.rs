@@ -16,7 +16,7 @@ use super::Passes;
 use crate::{clock::now_us, engine::Fullness, hub::RunKey};
 
 /// Runs of a share that are read at first.
-const FIRST_LOOK: u32 = 8;
+const FIRST_LOOK: u32 = 2;
 
 impl Passes {
     pub(super) async fn admit(&mut self) -> Result<()> {
