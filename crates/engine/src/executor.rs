@@ -4,9 +4,11 @@
 //! Every call is idempotent on the attempt's id, because the reconciler repeats them after a crash. An executor never decides what
 //! an observation means for the run: `pass::attempts` does.
 
+mod asking;
 pub mod kubernetes;
 pub mod local;
 pub mod slurm;
+mod ticking;
 
 use futures_util::future::BoxFuture;
 use trainyard_core::{

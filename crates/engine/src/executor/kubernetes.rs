@@ -44,22 +44,20 @@ use trainyard_core::{
 use trainyard_wire::native::AttemptOrder;
 use uuid::Uuid;
 
-use self::{
-    check::Checks,
-    client::{Api, Failure},
-    jobs::{Jobs, Stop},
-    manifest::Plan,
-    nodes::Nodes,
-    submission::SECRETS,
-    tick::Ticking,
-    view::{Kind, View},
-};
 pub use self::{
     client::KubernetesSettings,
     manifest::CACHE,
     target::{KubernetesTarget, Volume, read_template},
 };
-use super::{Executor, Machine, Observation};
+use self::{
+    client::{Api, Failure},
+    jobs::{Jobs, Stop},
+    manifest::Plan,
+    nodes::Nodes,
+    submission::SECRETS,
+    view::{Kind, View},
+};
+use super::{Executor, Machine, Observation, asking::Checks, ticking::Ticking};
 
 /// Attempts that are handed in at once.
 const SENDING: usize = 8;
@@ -83,7 +81,7 @@ struct Inner {
     jobs: Jobs,
     view: View,
     nodes: Nodes,
-    checks: Checks,
+    checks: Checks<String>,
     sending: Semaphore,
     ticking: Ticking,
 }

@@ -40,8 +40,8 @@ use trainyard_core::{
 };
 use trainyard_wire::native::AttemptOrder;
 
-use self::{check::Checks, jobs::Jobs, machines::Machines, tick::Ticking, tools::Tools, view::View};
-use super::{Executor, Machine, Observation, local::LocalExecutor};
+use self::{jobs::Jobs, machines::Machines, tools::Tools, view::View};
+use super::{Executor, Machine, Observation, asking::Checks, local::LocalExecutor, ticking::Ticking};
 use crate::agent::folder::AttemptFolder;
 
 /// How a Slurm cluster is reached. Targets with the same settings share one [`SlurmExecutor`].
@@ -83,7 +83,7 @@ struct Inner {
     tools: Tools,
     jobs: Jobs,
     view: View,
-    checks: Checks,
+    checks: Checks<check::Question>,
     machines: Machines,
     sending: Semaphore,
     ticking: Ticking,
@@ -165,7 +165,8 @@ impl Executor for SlurmExecutor {
                 let message = "MPI over several nodes is not possible from inside a container: leave the container out, or use one node";
                 return Err(Error::invalid(message).with_target("Configuration.Communicator"));
             }
-            self.inner.checks.ask(&self.inner.tools, (wish, spread.node_count)).await
+            let question = (wish, spread.node_count);
+            self.inner.checks.answer(question.clone(), check::ask(&self.inner.tools, &question)).await.judge("Slurm")
         }
         .boxed()
     }

@@ -279,6 +279,8 @@ async fn kubernetes_is_asked_before_a_run_is_stored() {
     let dockerfile = definition(&json!({ "container": { "image": { "dockerfile": { "text": "FROM python" } } } }));
     let error = executor.check(&dockerfile).await.unwrap_err();
     assert!(error.message().contains("builds no images"), "{error}");
+    let mpi = definition(&json!({ "distribution": { "node_count": 2, "processes_per_node": 1, "communication": "mpi" } }));
+    assert!(executor.check(&mpi).await.unwrap_err().message().starts_with("MPI over several pods is not possible"));
 
     let packages = definition(&json!({ "environment": { "python": { "python": "3.11", "pip": ["six"], "tools": [] } } }));
     let warning = executor.check(&packages).await.unwrap().unwrap();
@@ -589,7 +591,8 @@ async fn kubernetes_knows_why_an_agent_was_told_to_end() {
     assert_eq!(executor.explain(attempt).await, None, "nobody has told it");
     let condition = json!([{ "type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler", "message": "preempting" }]);
     double.cluster.change_pods(&json!({ "status": { "conditions": condition } }));
-    double.cluster.delete_pods();
     let cause = executor.explain(attempt).await.unwrap();
     assert!(matches!(&cause, Cause::Preempted { message } if message.contains("make room")), "{cause:?}");
+    double.cluster.delete_pods();
+    until("the pod to be gone, with all that it said", || async { executor.explain(attempt).await.is_none() }).await;
 }

@@ -2,10 +2,7 @@
 //! questions about what a list does not say.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -31,20 +28,10 @@ const ASK_AGAIN: Duration = Duration::from_secs(15);
 /// Such questions in one tick: they are a courtesy.
 const QUESTIONS: usize = 3;
 
-/// Whether a tick is under way.
-#[derive(Debug, Default)]
-pub(super) struct Ticking(AtomicBool);
-
 /// Begins a tick, unless one is under way.
 pub(super) fn begin(inner: &Arc<Inner>) {
-    if inner.ticking.0.swap(true, Ordering::AcqRel) {
-        return;
-    }
-    let inner = Arc::clone(inner);
-    tokio::spawn(async move {
-        inner.tick().await;
-        inner.ticking.0.store(false, Ordering::Release);
-    });
+    let at_work = Arc::clone(inner);
+    inner.ticking.begin(async move { at_work.tick().await });
 }
 
 impl Inner {

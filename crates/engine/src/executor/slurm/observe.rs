@@ -10,12 +10,15 @@ use super::{
     parse::{End, Job, JobState},
     reason,
     submission::note_job,
-    view::Seen,
+    view::{INTERVAL, Seen},
 };
 use crate::{agent::folder::AttemptFolder, executor::Observation};
 
 /// How long accounting may lag behind the end of a job.
 const LAG: Duration = Duration::from_secs(12);
+
+/// How long an explanation waits for accounting; less than the engine waits for an explanation.
+const ACCOUNTING_PATIENCE: Duration = Duration::from_secs(4);
 
 /// How long a job that nobody knows any more is asked for.
 const FORGOTTEN: Duration = Duration::from_secs(60);
@@ -203,8 +206,15 @@ impl Inner {
         if !matches!(cause, Cause::Cancelled { .. }) || !self.view.has_accounting() || folder.stop_request().is_some() {
             return Some(cause);
         }
-        self.view.ask_accounting(&self.tools, vec![id]).await;
-        Some(self.told(&job).map_or(cause, |end| ending::cause(&job, &end, &folder)))
+        // Accounting knows who it was, some seconds after the fact, and may just have been asked about another job.
+        while asked.elapsed() < ACCOUNTING_PATIENCE {
+            self.view.ask_accounting(&self.tools, vec![id]).await;
+            if let Some(end) = self.told(&job) {
+                return Some(ending::cause(&job, &end, &folder));
+            }
+            tokio::time::sleep(INTERVAL / 2).await;
+        }
+        Some(cause)
     }
 }
 

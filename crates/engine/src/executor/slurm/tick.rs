@@ -3,10 +3,7 @@
 
 use std::{
     collections::HashSet,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -34,20 +31,10 @@ const AT_ONCE: usize = 200;
 /// The grace of agents whose orders cannot be read.
 const USUAL_GRACE: Duration = Duration::from_secs(10);
 
-/// Whether a tick is under way, for each executor.
-#[derive(Debug, Default)]
-pub(super) struct Ticking(AtomicBool);
-
 /// Begins a tick, unless one is under way.
 pub(super) fn begin(inner: &Arc<Inner>) {
-    if inner.ticking.0.swap(true, Ordering::AcqRel) {
-        return;
-    }
-    let inner = Arc::clone(inner);
-    tokio::spawn(async move {
-        inner.tick().await;
-        inner.ticking.0.store(false, Ordering::Release);
-    });
+    let at_work = Arc::clone(inner);
+    inner.ticking.begin(async move { at_work.tick().await });
 }
 
 impl Inner {
