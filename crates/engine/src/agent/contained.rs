@@ -25,7 +25,7 @@ use crate::{
     data::DatastoreAccess,
     environment::{
         BuildLog, EnvironmentSettings, PrepareError, Prepared,
-        image::{Containment, InImage, find, prepare_in},
+        image::{Containment, InImage, find, names_beside, prepare_in},
     },
 };
 
@@ -71,7 +71,7 @@ pub(super) async fn prepare(
     };
     let aside = format!("{name}-prepare");
     let ranks = attempt.definition.distribution.ranks(attempt.folder.node());
-    let names = [name.clone(), aside.clone()].into_iter().chain(ranks.iter().map(|rank| of_rank(&name, rank.rank))).collect();
+    let names = names_beside(&aside).into_iter().chain([name.clone()]).chain(ranks.iter().map(|rank| of_rank(&name, rank.rank))).collect();
     let note = Note { client: client.clone(), names };
     note.write(attempt.folder.path()).map_err(|error| io_failed("the note about the container cannot be written", error))?;
     let scratch = attempt.folder.temporary().join("container");

@@ -17,10 +17,6 @@ use crate::container::{Candidate, Client, ContainerSettings, Kind, Mount, mount_
 /// How long a short call (an inspection, a question) may take; a daemon that wakes up takes its time.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long a container may take to go, in turns and the pause between them: ten seconds.
-const SETTLING_TURNS: u32 = 50;
-const SETTLING_PAUSE: Duration = Duration::from_millis(200);
-
 /// Finds the engine that the settings allow: the first that answers. `Err` names every one that was looked for.
 pub(crate) async fn find(settings: &ContainerSettings, cancel: &CancellationToken) -> Result<Client, PrepareError> {
     find_on(&Host::current(), settings, cancel).await
@@ -123,35 +119,33 @@ impl Desk<'_> {
         call(self.command(words), console.cancel).await
     }
 
-    /// Asks whether the name of throwaway containers is taken still: Podman removes one after its client has ended, in two steps of which
-    /// `--replace` only knows the first. Docker's client waits for the end.
-    fn taken(&self) -> Option<[&str; 4]> {
-        (self.client.kind == Kind::Podman).then_some(["container", "exists", "--external", self.name])
+    /// Whether containers have names, by which they are removed.
+    pub(super) fn has_names(&self) -> bool {
+        self.client.kind != Kind::Apptainer
     }
 
-    /// Waits until the container before is gone.
-    pub(super) async fn settle(&self, console: &Console<'_>) -> Result<(), PrepareError> {
-        let Some(words) = self.taken() else { return Ok(()) };
-        for _ in 0..SETTLING_TURNS {
-            if !self.call(words, console).await?.ok {
-                break;
-            }
-            tokio::time::sleep(SETTLING_PAUSE).await;
+    /// The word that names a throwaway container.
+    fn name_word(&self) -> Option<OsString> {
+        self.has_names().then(|| format!("--name={}", self.name).into())
+    }
+
+    /// A short call of a program in a throwaway container.
+    pub(super) async fn call_inside(&self, words: &[&str], console: &Console<'_>) -> Result<Answer, PrepareError> {
+        let before = self.throwaway(&[], &[]).into_iter().chain(self.name_word());
+        let answer = self.call(before.chain(words.iter().map(Into::into)), console).await;
+        if let Some(removal) = self.removal() {
+            self.call(removal.into_iter().chain([self.name]), console).await?;
         }
-        Ok(())
+        answer
     }
 
-    /// The same for the shell, as a line of its own.
-    pub(super) fn settle_line(&self) -> String {
-        let Some(words) = self.taken() else { return String::new() };
-        let program = std::iter::once(self.client.program.display().to_string());
-        let asking: Vec<_> = program.chain(self.client.globals.iter().map(ToString::to_string)).chain(words.map(str::to_owned)).collect();
-        let asking = asking.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
-        let pause = SETTLING_PAUSE.as_secs_f32();
-        format!("turn=0; while [ $turn -lt {SETTLING_TURNS} ] && {asking} >/dev/null 2>&1; do sleep {pause}; turn=$((turn + 1)); done\n")
+    /// The words before the name that remove a throwaway container which has ended. Docker's `--rm` is done when its client ends; Podman's goes on for a while, and the next
+    /// container cannot have the name then, so Podman is told apart and waited for.
+    pub(super) fn removal(&self) -> Option<[&'static str; 3]> {
+        (self.client.kind == Kind::Podman).then_some(["rm", "--force", "--ignore"])
     }
 
-    /// The words before image and program of a container that is removed as it ends. `variables` go in by name.
+    /// The words before name, image and program of a container that does not outlast its program. `variables` go in by name.
     pub(super) fn throwaway(&self, mounts: &[Mount], variables: &[&str]) -> Vec<OsString> {
         let agent = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
         let say = |words: &mut Vec<OsString>, text: &str| words.push(text.into());
@@ -168,8 +162,11 @@ impl Desk<'_> {
             say(&mut words, "--pwd=/");
             return words;
         }
-        for word in ["run", "--rm", "--network=host", "--log-driver=none"] {
+        for word in ["run", "--network=host", "--log-driver=none"] {
             say(&mut words, word);
+        }
+        if self.client.kind != Kind::Podman {
+            say(&mut words, "--rm");
         }
         if self.client.kind == Kind::Podman {
             // One that a killed agent left.
@@ -182,7 +179,6 @@ impl Desk<'_> {
             say(&mut words, &format!("--ulimit={limit}"));
         }
         words.extend(self.containers.arguments.iter().map(OsString::from));
-        say(&mut words, &format!("--name={}", self.name));
         say(&mut words, &format!("--label=trainyard.attempt={}", self.attempt));
         say(&mut words, &format!("--user={}", self.client.user(agent)));
         say(&mut words, "--entrypoint=");

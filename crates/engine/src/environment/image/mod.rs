@@ -20,4 +20,5 @@ mod probe;
 mod tests;
 
 pub(crate) use desk::find;
+pub(crate) use on_top::names_beside;
 pub(crate) use prepare::{Containment, InImage, prepare_in};

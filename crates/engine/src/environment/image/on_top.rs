@@ -195,17 +195,48 @@ impl OnTop<'_> {
             "options=\nfor name in $names; do options=\"$options --env=$name\"; done\n"
         };
         let image = quoted(&self.image.id);
-        let settle = self.desk.settle_line();
         let uv = words_of_uv.iter().map(|word| quoted(&word.to_string_lossy())).collect::<Vec<_>>().join(" ");
+        let call = self.call(&line, &format!("{image} {uv} \"$@\""));
         Ok(format!(
             "#!/bin/sh\n\
              # uv, run inside an image.\n\
              names=$(env | sed -nE 's/^((UV|PIP)_[A-Za-z0-9_]+|SSL_CERT_FILE|NO_COLOR|(HTTPS?|ALL|NO)_PROXY|(https?|all|no)_proxy)=.*/\\1/p')\n\
-             {pass}{settle}\
+             {pass}\
              if [ \"$1\" = venv ]; then shift; set -- venv --system-site-packages \"$@\"; fi\n\
-             exec {line}$options {image} {uv} \"$@\"\n"
+             {call}"
         ))
     }
+
+    /// The call in the shell. uv is asked two things at once, and two containers cannot have one name: each call takes one of two, and gives it back.
+    fn call(&self, before: &str, after: &str) -> String {
+        if !self.desk.has_names() {
+            return format!("exec {before}$options {after}\n");
+        }
+        let names = names_beside(self.desk.name).map(|name| quoted(&name));
+        let removal = self.desk.removal().map_or_else(String::new, |words| {
+            let program = std::iter::once(self.desk.client.program.to_string_lossy().into_owned());
+            let words = program.chain(self.desk.client.globals.iter().cloned()).chain(words.map(str::to_owned));
+            format!("{} \"$name\" >/dev/null 2>&1\n", words.map(|word| quoted(&word)).collect::<Vec<_>>().join(" "))
+        });
+        format!(
+            "name=\n\
+             while [ -z \"$name\" ]; do\n\
+             for free in {} {}; do if mkdir \"$0.$free\" 2>/dev/null; then name=$free; break; fi; done\n\
+             [ -n \"$name\" ] || sleep 0.1\n\
+             done\n\
+             {before}$options --name=\"$name\" {after}\n\
+             code=$?\n\
+             {removal}\
+             rmdir \"$0.$name\"\n\
+             exit $code\n",
+            names[0], names[1]
+        )
+    }
+}
+
+/// The names that containers of a preparation have whose own name is `name`.
+pub(crate) fn names_beside(name: &str) -> [String; 2] {
+    [name.to_owned(), format!("{name}-2")]
 }
 
 /// The folders and files of this machine that a word of a pip list or index names.

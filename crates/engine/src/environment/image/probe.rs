@@ -61,10 +61,7 @@ async fn ask(desk: &Desk<'_>, image: &Image, name: &str, console: &mut Console<'
     if let Some(known) = desk.cache.recall::<Probed>("programs", &key) {
         return Ok(Ok(known));
     }
-    let mut words = desk.throwaway(&[], &[]);
-    words.extend([image.id.as_str(), name, "-c", QUESTION].map(Into::into));
-    desk.settle(console).await?;
-    let answer = desk.call(words, console).await?;
+    let answer = desk.call_inside(&[image.id.as_str(), name, "-c", QUESTION], console).await?;
     let said = || engine_words(&answer.err.lines().map(str::to_owned).collect::<Vec<_>>());
     if let Some(broken) = engine_failed(desk.client.kind, answer.code, &answer.err) {
         return match broken {
