@@ -80,7 +80,7 @@ impl Project {
             let path = self.root.join(relative);
             let mut file = fs::File::open(&path).with_context(|| format!("{} cannot be read", path.display()))?;
             let executable = is_executable(&file.metadata()?);
-            let options = SimpleFileOptions::default().large_file(true).unix_permissions(if executable { 0o755 } else { 0o644 });
+            let options = stored().large_file(true).unix_permissions(if executable { 0o755 } else { 0o644 });
             zip.start_file(relative.to_str().context("names were checked")?, options)?;
             loop {
                 let count = file.read(&mut buffer)?;
@@ -95,6 +95,11 @@ impl Project {
         zip.finish()?.flush()?;
         Ok(())
     }
+}
+
+/// How a file goes into an archive: without a time, so that the same files are the same archive, which the server keeps once and knows again.
+pub fn stored() -> SimpleFileOptions {
+    SimpleFileOptions::default().last_modified_time(zip::DateTime::default())
 }
 
 fn is_executable(metadata: &fs::Metadata) -> bool {
@@ -203,6 +208,7 @@ mod tests {
         let mut seen = Vec::new();
         for index in 0..zip.len() {
             let file = zip.by_index(index).unwrap();
+            assert_eq!(file.last_modified(), Some(zip::DateTime::default()), "the same files are the same archive, whenever");
             seen.push((file.name().unwrap().into_owned(), file.unix_mode().unwrap() & 0o777));
         }
         assert_eq!(seen, [("hello.py".to_owned(), 0o644), ("sub/run.sh".to_owned(), 0o755)]);

@@ -94,7 +94,7 @@ async fn submit_and_follow(client: &Client, printer: &Printer) -> Result<Standin
 /// The founding example's own request: two file parts and nothing else.
 async fn submit(client: &Client) -> Result<String> {
     let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
-    zip.start_file("hello.py", zip::write::SimpleFileOptions::default())?;
+    zip.start_file("hello.py", crate::project::stored())?;
     zip.write_all(SCRIPT.as_bytes())?;
     let form = Form::new()
         .part("runDefinitionFile", Part::bytes(DEFINITION.as_bytes()).file_name("definition.json"))

@@ -1,15 +1,10 @@
 """What a user of azureml-core does with environments; prints what it saw as JSON in the last line."""
-import contextlib, io, json, sys, time, zipfile
+import contextlib, io, json
 
-import requests
-from azureml._execution._commands import _serialize_run_config_to_dict
-from azureml.core import Environment, ScriptRunConfig, Workspace
-from azureml.core.authentication import ServicePrincipalAuthentication
+from azureml.core import Environment, ScriptRunConfig
 from azureml.core.environment import EnvironmentReference
+from with_the_sdk import submit, ws
 
-tenant, client, secret, subscription, group, name = sys.argv[1:]
-auth = ServicePrincipalAuthentication(tenant, client, secret)
-ws = Workspace.get(name, auth=auth, subscription_id=subscription, resource_group=group)
 said = {}
 
 
@@ -43,21 +38,5 @@ for what, call in [("unknown", lambda: Environment.get(ws, "train/dep")), ("reci
 config = ScriptRunConfig(source_directory="project", script="hello.py", compute_target="cpu-cluster", environment=first)
 config.run_config.script = config.script
 config.run_config.environment = EnvironmentReference("train/deep", "1")
-# The definition is the SDK's own; it travels as in the REST example, because the SDK's way uploads a snapshot first, which is another service.
-definition = {"Configuration": _serialize_run_config_to_dict(config.run_config)}
-archive = io.BytesIO()
-with zipfile.ZipFile(archive, "w") as project:
-    project.write("project/hello.py", "hello.py")
-base = f"https://{ws.location}.api.azureml.ms"
-scope = f"/subscriptions/{subscription}/resourceGroups/{group}/providers/Microsoft.MachineLearningServices/workspaces/{name}"
-files = [("runDefinitionFile", ("definition.json", json.dumps(definition))), ("projectZipFile", ("project.zip", archive.getvalue()))]
-answer = requests.post(f"{base}/execution/v1.0{scope}/experiments/sdk/startrun", files=files, headers=auth.get_authentication_header())
-said["run"] = answer.json().get("runId")
-if not said["run"]:
-    sys.exit(answer.text)
-while True:
-    status = requests.get(f"{base}/history/v1.0{scope}/runs/{said['run']}", headers=auth.get_authentication_header()).json()["status"]
-    if status in ("Completed", "Failed", "Canceled", "Cancelled"):
-        break
-    time.sleep(0.5)
+said["run"] = submit(config.run_config)
 print(json.dumps(said))

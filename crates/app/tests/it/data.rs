@@ -21,7 +21,7 @@ use http::{Method, Request, StatusCode, header};
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 
-use crate::support::{TestServer, client_python, definition, form, processes_with, signal, until, zip};
+use crate::support::{TestServer, definition, form, processes_with, said_with_the_sdk, sdk_python, signal, until, zip};
 
 /// A web server and an S3 service in one: what is below `/bucket/` are objects, the rest are files.
 #[derive(Clone, Default)]
@@ -397,41 +397,13 @@ async fn datastores_are_told_without_their_keys_and_changed_by_nobody() {
 #[tokio::test]
 async fn the_real_sdk_reads_datastores_and_computes_and_submits_a_data_reference() {
     let name = "the_real_sdk_reads_datastores_and_computes_and_submits_a_data_reference";
-    let Some(python) = client_python(name) else { return };
-    let probe = std::process::Command::new(&python).args(["-c", "import azureml.core"]).output().unwrap();
-    if !probe.status.success() {
-        eprintln!("SKIPPED {name}: the Python of TRAINYARD_TEST_PYTHON has no azureml-core; scripts/test installs it");
-        return;
-    }
+    let Some(python) = sdk_python(name) else { return };
     let store = tempfile::tempdir().unwrap();
     fs::create_dir(store.path().join("train")).unwrap();
     fs::write(store.path().join("train/a.txt"), "from the datastore").unwrap();
     let server = server(store.path(), "http://127.0.0.1:1").await;
-    let folder = tempfile::tempdir().unwrap();
-    fs::create_dir(folder.path().join("project")).unwrap();
-    fs::write(folder.path().join("project/hello.py"), "import os, sys\nprint(open(os.path.join(sys.argv[1], 'a.txt')).read())\nos.makedirs(sys.argv[2], exist_ok=True)\nopen(os.path.join(sys.argv[2], 'model'), 'w').write('m')\n").unwrap();
-    fs::write(folder.path().join("use.py"), include_str!("../data/data_with_the_sdk.py")).unwrap();
-    let file = &server.file;
-    let output = server
-        .command()
-        .current_dir(folder.path())
-        .env("HOME", folder.path())
-        .args(["exec", "--"])
-        .arg(&python)
-        .args([
-            "use.py",
-            &file.tenant_id,
-            &file.client_id,
-            &file.client_secret,
-            &file.subscription_id,
-            &file.resource_group,
-            &file.workspace_name,
-        ])
-        .output()
-        .unwrap();
-    let (printed, problems) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{printed}\n{problems}");
-    let said: Value = serde_json::from_str(printed.lines().last().unwrap_or_default()).unwrap_or_else(|_| panic!("{printed}\n{problems}"));
+    let hello = "import os, sys\nprint(open(os.path.join(sys.argv[1], 'a.txt')).read())\nos.makedirs(sys.argv[2], exist_ok=True)\nopen(os.path.join(sys.argv[2], 'model'), 'w').write('m')\n";
+    let said = said_with_the_sdk(&server, &python, include_str!("../data/data_with_the_sdk.py"), hello);
     assert_eq!(said["default"], "workspaceblobstore");
     assert_eq!(said["datastores"], json!(["bucket", "folder", "frozen", "web", "workspaceblobstore"]));
     assert_eq!(said["targets"], json!(["cpu-cluster"]));

@@ -5,7 +5,7 @@ use std::fs;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::support::{TestServer, client_python, definition, form, until, zip};
+use crate::support::{TestServer, definition, form, said_with_the_sdk, sdk_python, until, zip};
 
 const CURATED: &str = "[compute.cpu-cluster]\nslots = 2\n[compute.local]\nslots = 1\n\
     [curated.\"AzureML-six-1.16\"]\npip = [\"six==1.16.0\"]\nversion = \"4\"\n\
@@ -43,44 +43,16 @@ async fn refused(server: &TestServer, environment: Value) -> String {
 #[tokio::test]
 async fn the_real_sdk_registers_gets_lists_labels_builds_and_submits_by_name() {
     let name = "the_real_sdk_registers_gets_lists_labels_builds_and_submits_by_name";
-    let Some(python) = client_python(name) else { return };
-    let probe = std::process::Command::new(&python).args(["-c", "import azureml.core"]).output().unwrap();
-    if !probe.status.success() {
-        eprintln!("SKIPPED {name}: the Python of TRAINYARD_TEST_PYTHON has no azureml-core; scripts/test installs it");
-        return;
-    }
+    let Some(python) = sdk_python(name) else { return };
     let server = server().await;
-    let folder = tempfile::tempdir().unwrap();
-    fs::create_dir(folder.path().join("project")).unwrap();
-    fs::write(folder.path().join("project/hello.py"), "import six; print('six', six.__version__)\n").unwrap();
-    fs::write(folder.path().join("use.py"), include_str!("../data/environments_with_the_sdk.py")).unwrap();
-    let file = &server.file;
-    let output = server
-        .command()
-        .current_dir(folder.path())
-        .env("HOME", folder.path())
-        .args(["exec", "--"])
-        .arg(&python)
-        .args([
-            "use.py",
-            &file.tenant_id,
-            &file.client_id,
-            &file.client_secret,
-            &file.subscription_id,
-            &file.resource_group,
-            &file.workspace_name,
-        ])
-        .output()
-        .unwrap();
-    let (printed, problems) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{printed}\n{problems}");
-    let said: Value = serde_json::from_str(printed.lines().last().unwrap_or_default()).unwrap_or_else(|_| panic!("{printed}\n{problems}"));
+    let hello = "import six; print('six', six.__version__)\n";
+    let said = said_with_the_sdk(&server, &python, include_str!("../data/environments_with_the_sdk.py"), hello);
     assert_eq!(said["versions"], json!(["1", "1", "2"]), "the same content is the same version");
     assert_eq!(said["packages"], json!(["six==1.16.0"]));
     assert_eq!(said["names"], json!(["AzureML-file", "AzureML-six-1.16", "train/deep"]));
     assert_eq!(said["labelled"], "1");
     assert_eq!(said["image_exists"], false);
-    assert_eq!(said["build"], "Succeeded", "{printed}\n{problems}");
+    assert_eq!(said["build"], "Succeeded", "{said}");
     assert!(said["build_log"].as_str().unwrap().contains("six"), "{said}");
     assert!(said["unknown"].as_str().unwrap().contains("`train/deep`"), "the nearest name is offered: {said}");
     assert!(said["recipe"].as_str().unwrap().contains("trainyard environments build"), "{said}");

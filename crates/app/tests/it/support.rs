@@ -278,7 +278,7 @@ pub fn definition() -> Value {
 pub fn zip(files: &[(&str, &str)]) -> Vec<u8> {
     let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
     for (name, content) in files {
-        zip.start_file(*name, zip::write::SimpleFileOptions::default()).unwrap();
+        zip.start_file(*name, trainyard::project::stored()).unwrap();
         zip.write_all(content.as_bytes()).unwrap();
     }
     zip.finish().unwrap().into_inner()
@@ -331,4 +331,38 @@ pub fn client_python(test: &str) -> Option<PathBuf> {
             None
         }
     }
+}
+
+/// [`client_python`] with the whole SDK.
+pub fn sdk_python(test: &str) -> Option<PathBuf> {
+    let python = client_python(test)?;
+    let probe = std::process::Command::new(&python).args(["-c", "import azureml.core"]).output().unwrap();
+    if !probe.status.success() {
+        eprintln!("SKIPPED {test}: the Python of TRAINYARD_TEST_PYTHON has no azureml-core; scripts/test installs it");
+        return None;
+    }
+    Some(python)
+}
+
+/// What a script of `tests/data` says that uses the real SDK against `server`; `hello` is the code of the run that it submits.
+pub fn said_with_the_sdk(server: &TestServer, python: &Path, script: &str, hello: &str) -> Value {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("project")).unwrap();
+    for (name, text) in [("project/hello.py", hello), ("use.py", script), ("with_the_sdk.py", include_str!("../data/with_the_sdk.py"))] {
+        fs::write(folder.path().join(name), text).unwrap();
+    }
+    let file = &server.file;
+    let output = server
+        .command()
+        .current_dir(folder.path())
+        .env("HOME", folder.path())
+        .args(["exec", "--"])
+        .arg(python)
+        .args(["use.py", &file.tenant_id, &file.client_id, &file.client_secret])
+        .args([&file.subscription_id, &file.resource_group, &file.workspace_name])
+        .output()
+        .unwrap();
+    let (printed, problems) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{printed}\n{problems}");
+    serde_json::from_str(printed.lines().last().unwrap_or_default()).unwrap_or_else(|_| panic!("{printed}\n{problems}"))
 }

@@ -137,7 +137,7 @@ fn kind(path: &Path) -> Result<File> {
 /// A submission carries code; a build has none but this.
 fn placeholder() -> Result<std::fs::File> {
     let mut zip = zip::ZipWriter::new(submit::unnamed_file()?);
-    zip.start_file("README.txt", zip::write::SimpleFileOptions::default())?;
+    zip.start_file("README.txt", crate::project::stored())?;
     zip.write_all(b"This run builds an environment; there is no code.\n")?;
     let mut file = zip.finish()?;
     file.seek(SeekFrom::Start(0))?;
