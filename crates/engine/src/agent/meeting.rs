@@ -260,7 +260,10 @@ fn own_address(endpoint: &str) -> String {
         socket.connect(server).ok()?;
         Some(socket.local_addr().ok()?.ip().to_string())
     });
-    found.unwrap_or_else(|| "127.0.0.1".to_owned())
+    found.unwrap_or_else(|| {
+        tracing::warn!(endpoint, "the address from which this node reaches the server is not known; the others are told 127.0.0.1, which is right on one machine only");
+        "127.0.0.1".to_owned()
+    })
 }
 
 #[cfg(test)]
