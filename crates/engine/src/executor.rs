@@ -5,6 +5,7 @@
 //! an observation means for the run: `pass::attempts` does.
 
 mod asking;
+mod kept;
 pub mod kubernetes;
 pub mod local;
 pub mod slurm;

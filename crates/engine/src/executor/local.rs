@@ -23,36 +23,18 @@ use trainyard_core::{
 use trainyard_wire::native::AttemptOrder;
 
 use self::gpus::Gpus;
-use super::{Executor, Machine, MachineState, Observation};
+use super::{Executor, Machine, MachineState, Observation, kept};
 use crate::agent::{folder::AttemptFolder, node_name};
 
 pub mod gpus;
 
-/// Variables of the server that its agents keep: what a process needs to find programs, its home, the package index, the way out to the
-/// network and the accelerators. Everything else, above all secrets, stays with the server.
-const KEPT_VARIABLES: &[&str] = &[
-    "PATH",
-    "HOME",
-    "USER",
-    "LOGNAME",
-    "SHELL",
-    "LANG",
-    "LC_ALL",
-    "LC_CTYPE",
-    "TZ",
+/// Variables of the server that agents on its own machine keep beside those of every engine: its folders, its accelerators, how containers are set up.
+const KEPT_VARIABLES: [&str; 16] = [
     "TMPDIR",
     "XDG_CACHE_HOME",
     "XDG_DATA_HOME",
     "LD_LIBRARY_PATH",
     "PYENV_ROOT",
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "ALL_PROXY",
-    "NO_PROXY",
-    "http_proxy",
-    "https_proxy",
-    "all_proxy",
-    "no_proxy",
     "SSL_CERT_DIR",
     "CUDA_VISIBLE_DEVICES",
     "CUDA_HOME",
@@ -67,12 +49,12 @@ const KEPT_VARIABLES: &[&str] = &[
     "STORAGE_OPTS",
 ];
 
-/// Beginnings of names that are kept too: how pip and uv reach their index, and how container engines are set up.
-const KEPT_PREFIXES: [&str; 7] = ["PIP_", "UV_", "DOCKER_", "CONTAINER", "BUILDAH_", "APPTAINER_", "SINGULARITY_"];
+/// Beginnings of names that are kept too.
+const KEPT_PREFIXES: [&str; 5] = ["DOCKER_", "CONTAINER", "BUILDAH_", "APPTAINER_", "SINGULARITY_"];
 
 fn is_kept(name: &str) -> bool {
     let armed = cfg!(feature = "failpoints") && name.starts_with("TRAINYARD_FAIL_POINTS");
-    armed || KEPT_VARIABLES.contains(&name) || KEPT_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    armed || kept::is_kept(name, (&KEPT_VARIABLES, &KEPT_PREFIXES))
 }
 
 /// Runs agents on this machine.

@@ -7,7 +7,7 @@ use std::{path::PathBuf, process::Stdio, time::Duration};
 
 use tokio::process::Command;
 
-use super::SlurmSettings;
+use super::{super::kept, SlurmSettings};
 
 /// What a command came to when it did not do what it should.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,33 +33,9 @@ pub(super) struct Tools {
     ssh: Option<String>,
 }
 
-/// Variables of the server that Slurm's commands get, and through `sbatch` the agents: what finds programs and homes, the way out to the network,
-/// Slurm's own configuration. What belongs to this machine alone (its accelerators, its folder for temporary files) and secrets are not among them.
-const KEPT_VARIABLES: &[&str] = &[
-    "PATH",
-    "HOME",
-    "USER",
-    "LOGNAME",
-    "SHELL",
-    "LANG",
-    "LC_ALL",
-    "LC_CTYPE",
-    "TZ",
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "ALL_PROXY",
-    "NO_PROXY",
-    "http_proxy",
-    "https_proxy",
-    "all_proxy",
-    "no_proxy",
-    "SLURM_CONF",
-    "SSH_AUTH_SOCK",
-    "KRB5CCNAME",
-];
-
-/// Beginnings of names that are kept too: how pip and uv reach their index.
-const KEPT_PREFIXES: [&str; 2] = ["PIP_", "UV_"];
+/// Variables of the server that Slurm's commands get, and through `sbatch` the agents, beside those of every engine: Slurm's own configuration, and what
+/// proves who asks. What belongs to this machine alone (its accelerators, its folder for temporary files) is not among them.
+const KEPT_VARIABLES: [&str; 3] = ["SLURM_CONF", "SSH_AUTH_SOCK", "KRB5CCNAME"];
 
 /// Words of Slurm's tools that mean: nobody was there to answer. Slurm 20.11 to 26.05.
 const NO_ANSWER: &[&str] = &[
@@ -133,7 +109,7 @@ pub(super) struct Printed {
 }
 
 fn is_kept(name: &str) -> bool {
-    KEPT_VARIABLES.contains(&name) || KEPT_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+    kept::is_kept(name, (&KEPT_VARIABLES, &[]))
 }
 
 /// One line that a shell takes apart into exactly these words.
