@@ -563,6 +563,10 @@ async fn two_servers_do_not_share_a_folder() {
 
 #[tokio::test]
 async fn commands_on_a_login_node_arrive_word_by_word() {
+    // The test starts itself once more: a process of its own has the stand-in on its PATH.
+    if let Some(shared) = std::env::var_os("TRAINYARD_TEST_LOGIN") {
+        return ask_the_login_node(shared.into()).await;
+    }
     let slurm = ScriptedSlurm::new();
     let bin = slurm.path("ssh-bin");
     fs::create_dir(&bin).unwrap();
@@ -575,7 +579,7 @@ async fn commands_on_a_login_node_arrive_word_by_word() {
     };
     let child = std::env::current_exe().unwrap();
     let output = Command::new(child)
-        .args(["slurm::login_node_client", "--exact", "--ignored", "--nocapture"])
+        .args(["slurm::commands_on_a_login_node_arrive_word_by_word", "--exact", "--nocapture"])
         .env("PATH", format!("{}:{}", bin.display(), std::env::var("PATH").unwrap()))
         .env("TRAINYARD_TEST_LOGIN", settings.shared_dir.join(""))
         .output()
@@ -587,11 +591,7 @@ async fn commands_on_a_login_node_arrive_word_by_word() {
     assert!(asked.iter().any(|call| call.contains("--comment=it's $HOME; true")), "{asked:?}");
 }
 
-/// The other half of the test before: a process whose PATH has the stand-in.
-#[tokio::test]
-#[ignore = "started by commands_on_a_login_node_arrive_word_by_word"]
-async fn login_node_client() {
-    let Some(shared) = std::env::var_os("TRAINYARD_TEST_LOGIN").map(PathBuf::from) else { return };
+async fn ask_the_login_node(shared: PathBuf) {
     let settings = SlurmSettings { slurm_bin: Some(shared.join("commands")), shared_dir: shared.clone(), ssh: Some("me@login".into()) };
     let executor = SlurmExecutor::new(&settings, BTreeMap::new(), shared.join("agent")).unwrap();
     let mut definition = definition();
