@@ -142,7 +142,7 @@ impl Store {
         if let Some(end) = after_prefix(prefix) {
             sql.push(" and path < ").push_value(end);
         }
-        sql.push(" order by path limit ").push_value(page.limit() as i64 + 1);
+        sql.push(" order by path").push_limit(page.limit() as i64 + 1);
         let found = self.reader().await?.fetch_all(sql).await?.iter().map(decode).collect::<Result<Vec<_>>>()?;
         page::page(found, page, &identity, |artifact| artifact.path.clone())
     }
@@ -169,7 +169,7 @@ pub(crate) async fn after(conn: &mut Conn, after: Option<&Artifact>, limit: i64)
         let key = [after.workspace.to_string(), after.container.clone(), after.path.clone()];
         sql.push(" where (workspace, container, path) > ").push_row(key.map(Into::into));
     }
-    sql.push(" order by workspace, container, path limit ").push_value(limit);
+    sql.push(" order by workspace, container, path").push_limit(limit);
     conn.fetch_all(sql).await?.iter().map(decode).collect()
 }
 

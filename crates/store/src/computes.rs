@@ -65,7 +65,7 @@ impl Store {
         let mut sql = Sql::new(COLUMNS);
         sql.push("where r.target = ").push_value(target.as_str()).push(" and r.workspace = ").push_value(workspace.to_string());
         sql.push(" and r.ownership = 'Managed' and r.state in ('Starting', 'Preparing', 'Running', 'Finalizing')");
-        sql.push(" order by r.created_us, r.id limit ").push_value(i64::from(limit));
+        sql.push(" order by r.created_us, r.id").push_limit(i64::from(limit));
         self.reader().await?.fetch_all(sql).await?.iter().map(placed).collect()
     }
 
@@ -73,7 +73,7 @@ impl Store {
     pub async fn waiting_runs(&self, workspace: WorkspaceId, target: &ComputeName, limit: u32) -> Result<Vec<PlacedRun>> {
         let mut sql = Sql::new(COLUMNS);
         sql.push("where r.target = ").push_value(target.as_str()).push(" and r.workspace = ").push_value(workspace.to_string());
-        sql.push(" and r.state = 'Queued' order by r.priority desc, r.created_us, r.id limit ").push_value(i64::from(limit));
+        sql.push(" and r.state = 'Queued' order by r.priority desc, r.created_us, r.id").push_limit(i64::from(limit));
         self.reader().await?.fetch_all(sql).await?.iter().map(placed).collect()
     }
 }

@@ -79,7 +79,7 @@ impl Store {
         if let Some((created_us, hash)) = after {
             sql.push(" and (e.created_us, e.hash) < (").push_value(created_us).push(", ").push_value(hash).push(")");
         }
-        sql.push(" order by e.created_us desc, e.hash desc limit ").push_value(page.limit() as i64 + 1);
+        sql.push(" order by e.created_us desc, e.hash desc").push_limit(page.limit() as i64 + 1);
         let found = self.reader().await?.fetch_all(sql).await?.iter().map(decode).collect::<Result<Vec<_>>>()?;
         page::page(found, page, identity, |environment| (environment.created_us, environment.hash.to_string()))
     }

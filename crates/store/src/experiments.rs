@@ -141,7 +141,7 @@ impl Store {
         if let Some((created_us, id)) = after {
             sql.push(" and (r.created_us, r.id) < (").push_value(created_us).push(", ").push_value(id.to_string()).push(")");
         }
-        sql.push(" order by r.created_us desc, r.id desc limit ").push_value(query.page.limit() as i64 + 1);
+        sql.push(" order by r.created_us desc, r.id desc").push_limit(query.page.limit() as i64 + 1);
         let found = self.reader().await?.fetch_all(sql).await?;
         let found = found.iter().map(decode).collect::<Result<Vec<_>>>()?;
         page::page(found, &query.page, &identity, |experiment| (experiment.created_us, experiment.id))

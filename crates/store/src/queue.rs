@@ -131,7 +131,7 @@ impl Store {
         let Some(target) = &run.target else { return Ok(0) };
         let sql = Sql::new(
             "select count(*) from (select 1 from runs where state = 'Queued' and target = $1 and (priority > $2 or \
-             (priority = $2 and (created_us, id, workspace) < ($3, $4, $5))) limit $6) ahead",
+             (priority = $2 and (created_us, id, workspace) < ($3, $4, $5))) limit ($6 + 0)) ahead",
         )
         .bind(target.as_str())
         .bind(run.priority)
@@ -198,7 +198,7 @@ const HEADS: &str = "with recursive shares (created_by, workspace, experiment) a
        select q.id from runs q where q.state = 'Queued' and q.target = $1 \
          and q.created_by = s.created_by and q.workspace = s.workspace and q.experiment = s.experiment \
          and (q.not_before_us is null or q.not_before_us <= $2) and q.slots <= $3 \
-         order by q.priority desc, q.created_us, q.id limit $4) \
+         order by q.priority desc, q.created_us, q.id limit ($4 + 0)) \
      order by r.created_by, r.workspace, r.experiment, r.priority desc, r.created_us, r.id";
 
 fn queued(row: &Row) -> Result<QueuedRun> {

@@ -107,7 +107,7 @@ fn part(query: &RunQuery, part: Part, after: Option<&Position>, wanted: usize, s
         (_, None) => {}
     }
     push_order(&mut sql, column, direction);
-    sql.push(" limit ").push_value(wanted as i64);
+    sql.push_limit(wanted as i64);
     sql.push(concat!(") page join runs r on r.workspace = page.workspace and r.id = page.id", run_joins!()));
     push_order(&mut sql, column, direction);
     sql

@@ -231,7 +231,7 @@ impl Table {
         }
         sql.push(" order by ");
         push_list(&mut sql, self.key.iter().copied());
-        sql.push(" limit ").push_value(limit);
+        sql.push_limit(limit);
         sql
     }
 

@@ -83,7 +83,7 @@ impl Checking<'_> {
             if let Some((workspace, id)) = &after {
                 sql.push(" where (workspace, id) > ").push_row([Value::from(workspace.as_str()), Value::from(id.as_str())]);
             }
-            sql.push(" order by workspace, id limit ").push_value(ROWS);
+            sql.push(" order by workspace, id").push_limit(ROWS);
             let rows = self.store.reader().await?.fetch_all(sql).await?;
             for row in &rows {
                 let mut row = row.columns();

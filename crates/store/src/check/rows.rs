@@ -185,7 +185,7 @@ impl Store {
 /// The objects that break a rule, at most [`FINDINGS`].
 async fn objects(conn: &mut Conn, rule: &Rule) -> Result<Vec<(String, String)>> {
     let mut sql = Sql::new(rule.select);
-    sql.push(" limit ").push_value(FINDINGS);
+    sql.push_limit(FINDINGS);
     let rows = conn.fetch_all(sql).await?;
     rows.iter().map(|row| row.columns()).map(|mut row| Ok((row.text()?, row.text()?))).collect()
 }
@@ -223,7 +223,7 @@ impl Checking<'_> {
             if let Some((workspace, id)) = &after {
                 sql.push(" where (r.workspace, r.id) > ").push_row([Value::from(workspace.as_str()), Value::from(id.as_str())]);
             }
-            sql.push(" order by r.workspace, r.id limit ").push_value(RUNS);
+            sql.push(" order by r.workspace, r.id").push_limit(RUNS);
             let rows = self.store.reader().await?.fetch_all(sql).await?;
             for row in &rows {
                 let (workspace, id, run) = decode(row)?;
