@@ -14,7 +14,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let packages = packages.iter().map(|package| MatchSpec::parse(package)).collect::<Result<Vec<_>, _>>()?;
     let channels = resolve(std::slice::from_ref(channel), "https://conda.anaconda.org")?;
-    let access = Access { downloads: downloads.into(), offline: false, credentials: Vec::new() };
+    let access = Access { downloads: downloads.into(), offline: false, credentials: Vec::new(), brought: None };
     let watch: Watch = Arc::new(|_| {});
     let begun = Instant::now();
     let locked = solve(Request { packages: &packages, channels: &channels, alias: "https://conda.anaconda.org" }, &access, &watch).await?;

@@ -9,7 +9,10 @@ use rattler_networking::{
 };
 use rattler_repodata_gateway::{ChannelConfig, Gateway, SourceConfig, fetch::CacheAction};
 
-use crate::CondaError;
+use crate::{
+    CondaError,
+    kept::{indexes_in, packages_in},
+};
 
 /// How long a connection may take, and how long a download may pause.
 const CONNECT: Duration = Duration::from_secs(20);
@@ -79,6 +82,8 @@ pub struct Access {
     pub offline: bool,
     /// Later ones win.
     pub credentials: Vec<Credential>,
+    /// A folder of packages that were brought here as files, each at `SHA256/NAME`; nobody is asked for those. `None`: there is none.
+    pub brought: Option<PathBuf>,
 }
 
 impl Access {
@@ -87,8 +92,14 @@ impl Access {
         self.credentials.iter().map(|credential| credential.secret.word().to_owned()).filter(|word| word.len() > 2).collect()
     }
 
+    /// The file of a package that was brought here.
+    pub(crate) fn brought(&self, sha256: Option<&str>, name: &str) -> Option<PathBuf> {
+        let file = self.brought.as_ref()?.join(sha256?).join(name);
+        file.is_file().then_some(file)
+    }
+
     pub(crate) fn packages(&self) -> PackageCache {
-        PackageCache::new(self.downloads.join("pkgs"))
+        PackageCache::new(packages_in(&self.downloads))
     }
 
     pub(crate) fn gateway(&self) -> Result<Gateway, CondaError> {
@@ -96,7 +107,7 @@ impl Access {
         let config = ChannelConfig { default: SourceConfig { cache_action, ..SourceConfig::default() }, ..ChannelConfig::default() };
         Ok(Gateway::builder()
             .with_client(self.client()?)
-            .with_cache_dir(self.downloads.join("indexes"))
+            .with_cache_dir(indexes_in(&self.downloads))
             .with_package_cache(self.packages())
             .with_channel_config(config)
             .with_max_concurrent_requests(REQUESTS)

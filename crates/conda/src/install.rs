@@ -1,8 +1,14 @@
 //! Putting locked packages into a folder.
 
-use std::{path::Path, str::FromStr as _};
+use std::{
+    path::{Path, PathBuf},
+    str::FromStr as _,
+};
 
-use rattler::install::{ExternalSymlinkPolicy, Installer};
+use rattler::{
+    install::{ExternalSymlinkPolicy, Installer, InstallerError},
+    package_cache::PackageCache,
+};
 use rattler_conda_types::{
     PackageName, PackageRecord, RepoDataRecord, VersionWithSource,
     package::{BuildString, DistArchiveIdentifier},
@@ -14,6 +20,7 @@ use url::Url;
 use crate::{
     Access, CondaError, Watch,
     error::{chain, of_installer},
+    kept::touch,
     platform::subdir,
     progress::Counter,
 };
@@ -33,8 +40,10 @@ pub async fn install(
     hold: impl Send + 'static,
 ) -> Result<(), CondaError> {
     let records = packages.iter().map(record).collect::<Result<Vec<_>, _>>()?;
+    let cache = access.packages();
+    let brought = brought(&records, access);
     let installer = Installer::new()
-        .with_package_cache(access.packages())
+        .with_package_cache(cache.clone())
         .with_download_client(access.client()?)
         .with_installed_packages(Vec::new())
         .with_target_platform(subdir()?)
@@ -49,7 +58,10 @@ pub async fn install(
         let result = tokio::select! {
             biased;
             () = cancel.cancelled() => None,
-            result = installer.install(prefix, records) => Some(result.map(drop)),
+            result = async {
+                unpack(&cache, brought).await?;
+                installer.install(prefix, records).await
+            } => Some(result.map(drop)),
         };
         if !matches!(result, Some(Ok(()))) {
             rest().await;
@@ -60,11 +72,32 @@ pub async fn install(
     let result = work.await;
     drop(guard);
     match result {
-        Ok(Some(Ok(()))) => Ok(()),
+        Ok(Some(Ok(()))) => {
+            touch(&access.downloads, packages);
+            Ok(())
+        }
         Ok(Some(Err(error))) => Err(of_installer(&error).masked(&access.secrets())),
         Ok(None) => Err(CondaError::Node { what: "the installation was given up".into(), source: None }),
         Err(error) => Err(CondaError::Node { what: format!("the installation broke off: {error}"), source: None }),
     }
+}
+
+/// The packages that were brought here as files.
+fn brought(records: &[RepoDataRecord], access: &Access) -> Vec<(PathBuf, RepoDataRecord)> {
+    let file = |record: &RepoDataRecord| {
+        let sha256 = record.package_record.sha256.map(hex::encode);
+        access.brought(sha256.as_deref(), &record.identifier.to_file_name())
+    };
+    records.iter().filter_map(|record| Some((file(record)?, record.clone()))).collect()
+}
+
+/// Unpacks them into the cache of packages, where the installer finds them and asks no channel.
+async fn unpack(cache: &PackageCache, brought: Vec<(PathBuf, RepoDataRecord)>) -> Result<(), InstallerError> {
+    for (file, record) in brought {
+        let unpacked = cache.get_or_fetch_from_path(&file, Some(&record.package_record), None).await;
+        unpacked.map_err(|error| InstallerError::FailedToFetch(record.identifier.to_string(), error))?;
+    }
+    Ok(())
 }
 
 /// Waits until the links of an installation that was given up have been made: its jobs stand in the queue of rayon's pool, first in, first

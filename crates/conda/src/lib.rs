@@ -1,4 +1,5 @@
-//! conda packages without conda: which ones an environment needs ([`solve()`]), and their installation into a folder ([`install()`]).
+//! conda packages without conda: which ones an environment needs ([`solve()`]), their installation into a folder ([`install()`]), and their
+//! files for a machine without a network ([`fetch()`]).
 //!
 //! The only place that knows the `rattler` crates, whose types change with every release: none of them is in a signature here.
 //! What goes in are the words of `trainyard_core::environment`, what comes out is a list of [`trainyard_core::environment::LockedConda`].
@@ -11,7 +12,9 @@
 mod access;
 mod channel;
 mod error;
+mod fetch;
 mod install;
+mod kept;
 mod platform;
 mod progress;
 mod solve;
@@ -22,7 +25,9 @@ mod tests;
 pub use access::{Access, Credential, Secret};
 pub use channel::{Channels, resolve};
 pub use error::CondaError;
+pub use fetch::fetch;
 pub use install::install;
+pub use kept::{Kept, indexes_in, kept_package, kept_packages};
 pub use platform::platform;
 pub use progress::Watch;
 pub use solve::{Request, solve};

@@ -14,7 +14,9 @@ use tokio::{
 };
 use trainyard_core::environment::{LockedConda, MatchSpec};
 
-use crate::{Access, Channels, CondaError, Credential, Request, Secret, Watch, install, resolve, solve};
+use crate::{
+    Access, Channels, CondaError, Credential, Request, Secret, Watch, fetch, install, kept_package, kept_packages, resolve, solve,
+};
 
 const ALIAS: &str = "https://conda.invalid";
 
@@ -43,7 +45,7 @@ struct Case {
 impl Case {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let access = Access { downloads: folder.path().join("downloads"), offline: false, credentials: Vec::new() };
+        let access = Access { downloads: folder.path().join("downloads"), offline: false, credentials: Vec::new(), brought: None };
         Self { folder, access, channels: vec![channel().to_str().unwrap().to_owned()] }
     }
 
@@ -140,6 +142,83 @@ async fn a_lock_leads_to_the_same_packages_from_the_cache_alone() {
     case.install(&locked).await.unwrap();
     assert!(std::fs::read_to_string(case.prefix().join("share/libgreet/words.txt")).unwrap().contains("libgreet 1.0"));
     assert_eq!(names(&case.solve(&["libgreet=1", "pinned"]).await.unwrap()), names(&locked));
+}
+
+#[tokio::test]
+async fn packages_are_fetched_as_files_and_installed_elsewhere_without_a_channel() {
+    let server = Server::start(Some("Basic am86czNjcmV0")).await;
+    let credential = Credential { host: "127.0.0.1".into(), secret: Secret::parse("jo:s3cret") };
+    let mut here = Case::with_channel(&server.url());
+    here.access.credentials.push(credential);
+    let mut locked = here.solve(&["libgreet=1", "pinned"]).await.unwrap();
+    // As in a channel that gives nothing better.
+    locked[0].sha256 = None;
+    let files = here.folder.path().join("files");
+    std::fs::create_dir(&files).unwrap();
+    let hashes = fetch(&locked, &files, &here.access, &quiet()).await.unwrap();
+    server.stop();
+    for (package, sha256) in locked.iter_mut().zip(&hashes) {
+        let name = package.url.rsplit('/').next().unwrap();
+        assert!(files.join(sha256).join(name).is_file(), "{package:?}");
+        package.sha256 = Some(sha256.clone());
+    }
+    assert_eq!(std::fs::read_dir(&files).unwrap().count(), locked.len(), "nothing else is left there");
+
+    let mut there = Case::new();
+    there.access.offline = true;
+    let error = there.install(&locked).await.unwrap_err();
+    assert!(matches!(&error, CondaError::Offline(_)), "{error:?}");
+    there.access.brought = Some(files.clone());
+    there.install(&locked).await.unwrap();
+    assert!(std::fs::read_to_string(there.prefix().join("share/libgreet/words.txt")).unwrap().contains("libgreet 1.0"));
+    // And on from there, to a third machine.
+    let again = there.folder.path().join("again");
+    std::fs::create_dir(&again).unwrap();
+    assert_eq!(fetch(&locked, &again, &there.access, &quiet()).await.unwrap(), hashes);
+
+    let damaged = files.join(&hashes[1]).join(locked[1].url.rsplit('/').next().unwrap());
+    std::fs::write(&damaged, std::fs::read(files.join(&hashes[0]).join(locked[0].url.rsplit('/').next().unwrap())).unwrap()).unwrap();
+    let third = Case { access: Access { downloads: there.folder.path().join("third"), ..there.access.clone() }, ..Case::new() };
+    let error = third.install(&locked).await.unwrap_err().to_string();
+    assert!(error.contains("hash"), "{error}");
+}
+
+#[tokio::test]
+async fn a_file_that_is_not_what_the_lock_says_or_is_gone_is_not_fetched() {
+    let case = Case::new();
+    let files = case.folder.path().join("files");
+    std::fs::create_dir(&files).unwrap();
+    let locked = case.solve(&["liar"]).await.unwrap();
+    let error = fetch(&locked, &files, &case.access, &quiet()).await.unwrap_err();
+    assert!(matches!(&error, CondaError::Package(text) if text.contains("liar 1.0") && text.contains("another hash")), "{error:?}");
+    let mut locked = case.solve(&["libgreet"]).await.unwrap();
+    locked[0].sha256 = None;
+    locked[0].md5 = Some("0".repeat(32));
+    let error = fetch(&locked, &files, &case.access, &quiet()).await.unwrap_err().to_string();
+    assert!(error.contains("another hash"), "{error}");
+    locked[0].url = locked[0].url.replace("libgreet", "libgone");
+    let error = fetch(&locked, &files, &case.access, &quiet()).await.unwrap_err().to_string();
+    assert!(error.contains("is gone"), "{error}");
+    let server = Server::start(None).await;
+    locked[0].url = format!("{}/noarch/libgone-1.0-0.tar.bz2", server.url());
+    let error = fetch(&locked, &files, &case.access, &quiet()).await.unwrap_err().to_string();
+    assert!(error.contains("404"), "{error}");
+}
+
+#[tokio::test]
+async fn what_is_kept_is_listed_with_its_last_use() {
+    let case = Case::new();
+    let locked = case.solve(&["libgreet", "pinned"]).await.unwrap();
+    case.install(&locked).await.unwrap();
+    let kept = kept_packages(&case.access.downloads);
+    assert_eq!(kept.len(), 2);
+    let libgreet = kept_package(&case.access.downloads, locked.iter().find(|package| package.name == "libgreet").unwrap());
+    assert!(kept.contains(&libgreet) && libgreet.note.is_file(), "{kept:?}");
+    let long_ago = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+    std::fs::File::open(&libgreet.folder).unwrap().set_modified(long_ago).unwrap();
+    std::fs::remove_dir_all(case.prefix()).unwrap();
+    case.install(&locked).await.unwrap();
+    assert!(kept_packages(&case.access.downloads).iter().all(|package| package.last_used > long_ago), "linking is a use");
 }
 
 #[tokio::test]

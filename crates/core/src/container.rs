@@ -2,6 +2,9 @@
 //! pulling, building and starting belong to the engine.
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::environment::LockedImage;
 
 /// A container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +84,35 @@ pub fn full_reference(reference: &str) -> String {
 /// The host in the name of an image; `None`: it names none.
 pub fn registry_of(reference: &str) -> Option<&str> {
     reference.split_once('/').map(|(first, _)| first).filter(|first| is_host(first))
+}
+
+/// The name of an image without tag and digest.
+pub fn repository(reference: &str) -> &str {
+    let name = reference.split('@').next().unwrap_or(reference);
+    match name.rsplit_once(':') {
+        // A port is no tag.
+        Some((repository, tag)) if !tag.contains('/') => repository,
+        _ => name,
+    }
+}
+
+/// What the image is called on a machine that is built from a Dockerfile with this text.
+pub fn built_reference(dockerfile: &str) -> String {
+    format!("localhost/trainyard/built:{}", hex::encode(&Sha256::digest(dockerfile)[..16]))
+}
+
+impl ImageSource {
+    /// Whether this can mean the image of a lock: the same name, or the same digest.
+    pub fn means(&self, locked: &LockedImage) -> bool {
+        match self {
+            Self::Dockerfile { text } => built_reference(text) == locked.reference,
+            Self::Named { reference } => {
+                let (wanted, found) = (full_reference(&locked.reference), full_reference(reference));
+                let same_digest = found.split_once('@').is_some_and(|(_, digest)| digest == locked.digest);
+                wanted == found || (same_digest && repository(&wanted) == repository(&found))
+            }
+        }
+    }
 }
 
 fn is_host(part: &str) -> bool {
@@ -242,6 +274,28 @@ mod tests {
 
     fn check(words: &[&str]) -> Result<(), (usize, String)> {
         check_arguments(&words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn a_port_is_no_tag() {
+        for (reference, expected) in
+            [("h:5000/a/b:1", "h:5000/a/b"), ("h:5000/a", "h:5000/a"), ("a@sha256:1", "a"), ("a:1@sha256:1", "a"), ("a", "a")]
+        {
+            assert_eq!(repository(reference), expected);
+        }
+    }
+
+    #[test]
+    fn an_image_is_that_of_a_lock_by_its_name_or_its_digest() {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        let locked = LockedImage { reference: "python:3.11".into(), digest: digest.clone() };
+        let named = |reference: &str| ImageSource::Named { reference: reference.into() }.means(&locked);
+        assert!(named("python:3.11") && named("docker.io/library/python:3.11") && named(&format!("python@{digest}")));
+        assert!(!named("python:3.12") && !named(&format!("python@sha256:{}", "b".repeat(64))) && !named(&format!("other@{digest}")));
+        let text = "FROM x\n".to_owned();
+        let built = LockedImage { reference: built_reference(&text), digest };
+        assert!(ImageSource::Dockerfile { text }.means(&built));
+        assert!(!ImageSource::Dockerfile { text: "FROM y\n".into() }.means(&built));
     }
 
     #[test]

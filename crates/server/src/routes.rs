@@ -135,6 +135,7 @@ fn native(routes: Routes) -> Routes {
         .get(Access::Token, "/api/v1/environments/{hash}/lock", native_environments::lock_of_any)
         .put(Access::Token, "/api/v1/environments/{hash}/pin", native_environments::pin)
         .delete(Access::Token, "/api/v1/environments/{hash}/pin", native_environments::unpin)
+        .post(Access::Token, "/api/v1/environments/{hash}/verify", native_environments::verify)
         .post(Access::Token, "/api/v1/environments/prune", native_environments::prune)
         .get(Access::Token, "/api/v1{W}/environments", native_environments::list)
         .get(Access::Token, "/api/v1{W}/environments/{hash}", native_environments::get)
@@ -220,6 +221,7 @@ fn environment_service(routes: Routes) -> Routes {
     });
     routes
         .get(Access::Token, "/environment/v1.0{WS}/environments", environments::list)
+        .get(Access::Token, "/environment/v1.0{WS}/environments/{name}/versions", environments::list_versions)
         .get(Access::Token, "/environment/v1.0{WS}/environments/{name}/labels/{label}", environments::by_label)
         .get(Access::Token, "/environment/v1.0{WS}/builds/{run}", environment_builds::status)
 }

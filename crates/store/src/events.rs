@@ -30,12 +30,13 @@ pub struct Event {
 impl Store {
     /// At most `limit` events of a run after `after_seq` (0: from the first), in order. None for a run that does not exist.
     pub async fn events(&self, workspace: WorkspaceId, run: &RunId, after_seq: i64, limit: u32) -> Result<Vec<Event>> {
-        let sql =
-            Sql::new("select seq, at_us, name, data from events where workspace = $1 and run = $2 and seq > $3 order by seq limit ($4 + 0)")
-                .bind(workspace.to_string())
-                .bind(run.as_str())
-                .bind(after_seq)
-                .bind(i64::from(limit));
+        let sql = Sql::new(
+            "select seq, at_us, name, data from events where workspace = $1 and run = $2 and seq > $3 order by seq limit ($4 + 0)",
+        )
+        .bind(workspace.to_string())
+        .bind(run.as_str())
+        .bind(after_seq)
+        .bind(i64::from(limit));
         self.reader().await?.fetch_all(sql).await?.iter().map(decode).collect()
     }
 

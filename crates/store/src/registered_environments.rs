@@ -113,14 +113,34 @@ impl Store {
         if let Some(name) = after {
             sql.push(" and r.name > ").push_value(name);
         }
-        sql.push(" order by r.name limit ").push_value(page.limit() as i64 + 1);
+        sql.push(" order by r.name").push_limit(page.limit() as i64 + 1);
         let found = self.reader().await?.fetch_all(sql).await?.iter().map(decode).collect::<Result<Vec<_>>>()?;
         page::page(found, page, &identity, |environment| environment.name.clone())
     }
 
+    /// The versions of a name with their definitions, the one that was registered last first.
+    pub async fn list_versions_of_environment(
+        &self,
+        workspace: WorkspaceId,
+        name: &str,
+        page: &PageRequest,
+    ) -> Result<Page<RegisteredEnvironment>> {
+        let identity = format!("versions/{workspace}/{name}");
+        // What was registered meanwhile is before the first page, so counting what was shown would show some twice.
+        let after: Option<String> = page::after(page, &identity)?;
+        let mut sql = Sql::new(concat!(select!(), " where r.workspace = $1 and r.name = $2")).bind(workspace.to_string()).bind(name);
+        if let Some(version) = after {
+            sql.push(" and r.seq < (select a.seq from registered_environments a where a.workspace = r.workspace and a.name = r.name and a.version = ");
+            sql.push_value(version).push(")");
+        }
+        sql.push(" order by r.seq desc").push_limit(page.limit() as i64 + 1);
+        let found = self.reader().await?.fetch_all(sql).await?.iter().map(decode).collect::<Result<Vec<_>>>()?;
+        page::page(found, page, &identity, |environment| environment.version.clone())
+    }
+
     /// The names in a workspace, as many as an error may choose from.
     pub async fn registered_environment_names(&self, workspace: WorkspaceId) -> Result<Vec<String>> {
-        let sql = Sql::new("select distinct name from registered_environments where workspace = $1 order by name limit $2")
+        let sql = Sql::new("select distinct name from registered_environments where workspace = $1 order by name limit ($2 + 0)")
             .bind(workspace.to_string())
             .bind(NAMES);
         self.reader().await?.fetch_all(sql).await?.iter().map(|row| row.columns().text()).collect()
@@ -128,10 +148,11 @@ impl Store {
 
     /// The versions of a name, latest first, as many as an error may choose from.
     pub async fn registered_environment_versions(&self, workspace: WorkspaceId, name: &str) -> Result<Vec<String>> {
-        let sql = Sql::new("select version from registered_environments where workspace = $1 and name = $2 order by seq desc limit $3")
-            .bind(workspace.to_string())
-            .bind(name)
-            .bind(NAMES);
+        let sql =
+            Sql::new("select version from registered_environments where workspace = $1 and name = $2 order by seq desc limit ($3 + 0)")
+                .bind(workspace.to_string())
+                .bind(name)
+                .bind(NAMES);
         self.reader().await?.fetch_all(sql).await?.iter().map(|row| row.columns().text()).collect()
     }
 

@@ -10,6 +10,12 @@ use serde_json::Value;
 use uuid::Uuid;
 
 pub mod computes;
+mod environments;
+
+pub use environments::{
+    CacheTotals, CachedEnvironment, DownloadSizes, Environment, EnvironmentList, EnvironmentSummary, FileDifference, Pin, PruneWish,
+    Pruned, Verified, VerifyWish,
+};
 
 /// `{"error": {"kind": "...", "message": "...", "target": null}}`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -167,116 +173,6 @@ pub struct Event {
     pub name: String,
     /// As the name says.
     pub data: Value,
-}
-
-/// `GET {W}/environments/{hash}`, and for Owners of the server `GET /api/v1/environments/{hash}`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Environment {
-    /// Canonical hash.
-    pub hash: String,
-    /// What was asked for.
-    pub spec: Value,
-    /// What was installed.
-    pub lock: Value,
-    /// RFC 3339.
-    pub created: String,
-    /// How it lies in the cache of the server's machine; `None`: it does not.
-    #[serde(default)]
-    pub cached: Option<CachedEnvironment>,
-}
-
-/// A page of `GET {W}/environments?top=&continuationToken=` (those that runs of the workspace used), and for Owners of the server of
-/// `GET /api/v1/environments` (all that the server knows, and what else lies in its cache).
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct EnvironmentList {
-    /// The environments, newest first.
-    pub value: Vec<EnvironmentSummary>,
-    /// Continues the list; `None` on the last page.
-    #[serde(default)]
-    pub continuation_token: Option<String>,
-}
-
-/// One line of a list of environments.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct EnvironmentSummary {
-    /// Canonical hash.
-    pub hash: String,
-    /// `user_managed`, `python`, `conda` or `locked`; `None`: no run has told this server of it.
-    #[serde(default)]
-    pub kind: Option<String>,
-    /// The full version of Python; `None`: not known.
-    #[serde(default)]
-    pub python: Option<String>,
-    /// How many packages pip requirements led to.
-    pub pip_packages: u64,
-    /// How many conda packages there are.
-    pub conda_packages: u64,
-    /// The image that it stands on.
-    #[serde(default)]
-    pub image: Option<String>,
-    /// RFC 3339: when a run first used it; `None`: no run has told this server of it.
-    #[serde(default)]
-    pub created: Option<String>,
-    /// How it lies in the cache of the server's machine; `None`: it does not.
-    #[serde(default)]
-    pub cached: Option<CachedEnvironment>,
-}
-
-/// How an environment lies in the cache.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CachedEnvironment {
-    /// What it takes on the disk.
-    pub bytes: u64,
-    /// RFC 3339: when a run last began or ended with it.
-    pub last_used: String,
-    /// Whether it is never removed.
-    pub pinned: bool,
-    /// Whether a run uses it now.
-    pub in_use: bool,
-}
-
-/// `PUT` and `DELETE /api/v1/environments/{hash}/pin` answer with this.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pin {
-    /// Canonical hash.
-    pub hash: String,
-    /// Whether it is never removed.
-    pub pinned: bool,
-}
-
-/// Body of `POST /api/v1/environments/prune`: what may stay. What a run uses and what is pinned always stays.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PruneWish {
-    /// Only say what would be removed.
-    #[serde(default)]
-    pub dry_run: bool,
-    /// Remove the longest unused ones until the rest takes no more than this; `None`: as configured.
-    #[serde(default)]
-    pub max_bytes: Option<u64>,
-    /// Remove those that were not used for so many seconds; `None`: age does not matter.
-    #[serde(default)]
-    pub unused_seconds: Option<u64>,
-    /// Remove the downloads that environments are made of, too.
-    #[serde(default)]
-    pub downloads: bool,
-}
-
-/// What `POST /api/v1/environments/prune` removed, or would.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pruned {
-    /// Whether nothing was removed really.
-    pub dry_run: bool,
-    /// Canonical hashes of what was removed.
-    pub removed: Vec<String>,
-    /// What that took on the disk.
-    pub freed_bytes: u64,
-    /// How many environments are left.
-    pub kept: u64,
-    /// What those take.
-    pub kept_bytes: u64,
-    /// What the downloads took that were removed.
-    pub downloads_bytes: u64,
 }
 
 // ---- what an agent says; all with the run-scoped token, under /api/v1/attempts/{attempt} ----
@@ -493,6 +389,10 @@ pub struct AttemptOrder {
     /// What starts the processes of an MPI run: `mpirun` (the default), or `srun:TYPE`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mpi: Option<String>,
+    /// What the agents of the nodes know each other by, in hexadecimal digits, where the launcher of an MPI run reaches the other nodes through them; as an
+    /// older server left it out, and for all other runs: `None`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_key: Option<String>,
 }
 
 fn default_heartbeat_seconds() -> u64 {

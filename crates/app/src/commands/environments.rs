@@ -3,6 +3,7 @@
 mod build;
 mod list;
 mod transfer;
+mod verify;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -10,12 +11,13 @@ use anyhow::{Context as _, Result, bail};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use trainyard_core::ids::EnvironmentHash;
-use trainyard_wire::native::{Environment, EnvironmentList, EnvironmentSummary, Pin, PruneWish, Pruned};
+use trainyard_wire::native::{CacheTotals, DownloadSizes, Environment, EnvironmentList, EnvironmentSummary, Pin, PruneWish, Pruned};
 
 pub use self::{
     build::BuildArgs,
     list::ListArgs,
     transfer::{ExportArgs, ImportArgs},
+    verify::VerifyArgs,
 };
 use crate::{
     client::{ApiError, Client},
@@ -77,10 +79,15 @@ enum Action {
         /// Remove every one that may be removed
         #[arg(long, conflicts_with_all = ["max_bytes", "unused_days"])]
         all: bool,
-        /// Remove the downloads that environments are made of, too
+        /// Remove all downloads that environments are made of, too; else only what is more than `max_bytes` of the configuration
         #[arg(long)]
         downloads: bool,
+        /// Remove what `import` brought for builds without network, too
+        #[arg(long)]
+        imported: bool,
     },
+    /// Compare one in the cache with what was recorded when it was built, file by file (for Owners of the server); 1 if it differs
+    Verify(VerifyArgs),
     /// Write a built environment, or the downloads that it is made of, into a file, on the server's machine
     Export(ExportArgs),
     /// Put what was exported into the cache, on a machine of another server
@@ -112,10 +119,11 @@ pub async fn run(args: EnvironmentsArgs, client: &Client, printer: &Printer) -> 
         Action::Lock { environment, output } => lock(&environment, output, client, printer).await?,
         Action::Pin { environment } => pin(Method::PUT, &environment, client, printer).await?,
         Action::Unpin { environment } => pin(Method::DELETE, &environment, client, printer).await?,
-        Action::Prune { dry_run, max_bytes, unused_days, all, downloads } => {
+        Action::Verify(args) => return verify::run(&args, client, printer).await,
+        Action::Prune { dry_run, max_bytes, unused_days, all, downloads, imported } => {
             let max_bytes = if all { Some(0) } else { max_bytes };
             let unused_seconds = unused_days.map(|days| days.saturating_mul(86_400));
-            prune(PruneWish { dry_run, max_bytes, unused_seconds, downloads }, client, printer).await?;
+            prune(PruneWish { dry_run, max_bytes, unused_seconds, downloads, imported }, client, printer).await?;
         }
         Action::Export(_) | Action::Import(_) => bail!("this works on a data directory"),
     }
@@ -215,8 +223,19 @@ async fn prune(wish: PruneWish, client: &Client, printer: &Printer) -> Result<()
         if pruned.downloads_bytes > 0 {
             lines.push(format!("downloads ({}) {verb}", size(pruned.downloads_bytes)));
         }
+        lines.push(format!("downloads that stay: {}", downloads(&pruned.downloads_kept)));
         lines.join("\n")
     })
+}
+
+/// Sizes by kind, those that there are.
+fn downloads(sizes: &DownloadSizes) -> String {
+    let DownloadSizes { pip, conda, indexes, images, imported } = *sizes;
+    let kinds =
+        [(pip, "pip"), (conda, "conda packages"), (indexes, "indexes of channels"), (images, "image files"), (imported, "imported")];
+    let shown: Vec<String> =
+        kinds.iter().filter(|(bytes, _)| *bytes > 0).map(|(bytes, kind)| format!("{} {kind}", indicatif::HumanBytes(*bytes))).collect();
+    if shown.is_empty() { "none".to_owned() } else { shown.join(", ") }
 }
 
 /// The environment that a word names: a hash, the beginning of one, or a run that used it.
@@ -288,15 +307,21 @@ enum Scope {
 
 /// Every environment.
 async fn all(client: &Client, scope: Scope) -> Result<Vec<EnvironmentSummary>> {
+    Ok(all_with_totals(client, scope).await?.0)
+}
+
+/// Every environment, and for Owners of the server what the whole cache takes.
+async fn all_with_totals(client: &Client, scope: Scope) -> Result<(Vec<EnvironmentSummary>, Option<CacheTotals>)> {
     let base = match scope {
         Scope::Workspace => client.native("/environments"),
         Scope::Server => "/api/v1/environments".to_owned(),
     };
-    let (mut found, mut path) = (Vec::new(), base.clone());
+    let (mut found, mut path, mut totals) = (Vec::new(), base.clone(), None);
     loop {
         let page: EnvironmentList = client.get(&path).await?;
         found.extend(page.value);
-        let Some(token) = page.continuation_token else { return Ok(found) };
+        totals = totals.or(page.cache);
+        let Some(token) = page.continuation_token else { return Ok((found, totals)) };
         path = format!("{base}?continuationToken={}", percent_encoding::utf8_percent_encode(&token, percent_encoding::NON_ALPHANUMERIC));
     }
 }

@@ -19,6 +19,10 @@ said["versions"] = [environment(requirement).register(ws).version for requiremen
 first = Environment.get(ws, "train/deep", version="1")
 said["packages"] = list(first.python.conda_dependencies.pip_packages)
 said["names"] = sorted(Environment.list(ws))
+said["of_workspace"] = sorted(ws.environments)
+of = lambda found: [found.version, list(found.python.conda_dependencies.pip_packages)]
+said["latest"] = of(ws.environments["train/deep"])
+said["by_version"] = of(Environment.get(ws, "train/deep", "2"))
 Environment.label(ws, "train/deep", "1", ["good"])
 said["labelled"] = Environment.get(ws, "train/deep", label="good").version
 said["image_exists"] = first.get_image_details(ws).image_exist

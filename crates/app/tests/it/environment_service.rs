@@ -50,6 +50,9 @@ async fn the_real_sdk_registers_gets_lists_labels_builds_and_submits_by_name() {
     assert_eq!(said["versions"], json!(["1", "1", "2"]), "the same content is the same version");
     assert_eq!(said["packages"], json!(["six==1.16.0"]));
     assert_eq!(said["names"], json!(["AzureML-file", "AzureML-six-1.16", "train/deep"]));
+    assert_eq!(said["of_workspace"], said["names"], "`ws.environments` is the same list");
+    assert_eq!(said["latest"], json!(["2", ["six==1.15.0"]]));
+    assert_eq!(said["by_version"], json!(["2", ["six==1.15.0"]]));
     assert_eq!(said["labelled"], "1");
     assert_eq!(said["image_exists"], false);
     assert_eq!(said["build"], "Succeeded", "{said}");
@@ -112,6 +115,33 @@ async fn lists_are_paged_and_begin_with_the_curated_ones() {
     assert_eq!(server.get(&service(&server, "/c%20d")).await["name"], "c d");
     let (status, answer) = server.send(Method::PUT, &service(&server, "/AzureML-six-1.16"), with_pip("six")).await;
     assert_eq!(status, StatusCode::CONFLICT, "{answer}");
+}
+
+#[tokio::test]
+async fn the_versions_of_a_name_are_listed_the_latest_first() {
+    let server = server().await;
+    for requirement in ["six==1.14.0", "six==1.15.0", "six==1.16.0"] {
+        let (status, answer) = server.send(Method::PUT, &service(&server, "/team%2Ftrain"), with_pip(requirement)).await;
+        assert_eq!(status, StatusCode::OK, "{answer}");
+    }
+    let first = server.get(&service(&server, "/team%2Ftrain/versions?count=2")).await;
+    let token = first["continuationToken"].as_str().unwrap();
+    let second = server.get(&service(&server, &format!("/team%2Ftrain/versions?count=2&continuation={token}"))).await;
+    let of = |page: &Value| -> Vec<(String, String)> {
+        let text = |one: &Value, name: &str| one[name].as_str().unwrap().to_owned();
+        page["value"].as_array().unwrap().iter().map(|one| (text(one, "name"), text(one, "version"))).collect()
+    };
+    let named = |version: &str| ("team/train".to_owned(), version.to_owned());
+    assert_eq!((of(&first), of(&second)), (vec![named("3"), named("2")], vec![named("1")]));
+    assert_eq!(second["value"][0]["python"]["condaDependencies"]["dependencies"][0]["pip"], json!(["six==1.14.0"]));
+    assert_eq!(of(&server.get(&service(&server, "/AzureML-six-1.16/versions")).await), [("AzureML-six-1.16".to_owned(), "4".to_owned())]);
+    let (status, answer) = server.send(Method::GET, &service(&server, "/team%2Ftrian/versions"), Value::Null).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    assert!(answer["error"]["message"].as_str().unwrap().contains("`team/train`"), "{answer}");
+    let listed = server.cli(&["environments", "list", "--versions", "team/train"]);
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    let versions: Vec<&str> = listed.lines().skip(1).filter_map(|line| line.split_whitespace().nth(1)).collect();
+    assert_eq!(versions, ["3", "2", "1"], "{listed}");
 }
 
 #[tokio::test]

@@ -50,6 +50,11 @@ async fn an_environment_is_built_shown_locked_pinned_and_pruned() {
     let shown = said(&server, &["show", &hash[..8]]);
     assert!(shown.contains("pip          six==1.16.0") && shown.contains("built by"), "{shown}");
 
+    let totals = server.get("/api/v1/environments").await["cache"].clone();
+    assert_eq!(totals["environments"], 1, "{totals}");
+    assert_eq!(totals["environment_bytes"], listed[0]["cached"]["bytes"]);
+    assert!(said(&server, &["list", "--all"]).contains("in the cache: 1 environments"));
+
     let runs = server.get(&server.history("/experiments/environments/runs")).await;
     let run = runs["value"][0]["runId"].as_str().unwrap();
     let lock: Value = serde_json::from_str(&said(&server, &["lock", run])).unwrap();
@@ -68,6 +73,33 @@ async fn an_environment_is_built_shown_locked_pinned_and_pruned() {
     assert!(said(&server, &["prune", "--all"]).contains("1 environments"));
     assert!(said(&server, &["list"]).contains("not cached"), "the lock is still known");
     assert_eq!(refused(&server, &["pin", &hash]).0, Some(4), "what is not there cannot be pinned");
+}
+
+#[tokio::test]
+async fn an_environment_that_was_changed_is_verified_repaired_and_built_again() {
+    let server = TestServer::start().await;
+    let hash = said(&server, &["build", "--pip", "six==1.16.0"]).trim().to_owned();
+    assert!(said(&server, &["verify", &hash[..8]]).contains("files are as they were built"));
+    let six = server.files("environments/envs").into_iter().find(|file| file.ends_with("site-packages/six.py")).unwrap();
+    let good = fs::read(&six).unwrap();
+    // Not through the link: other tests share what uv keeps.
+    fs::remove_file(&six).unwrap();
+    fs::write(&six, "x = 1\n").unwrap();
+    let output = server.cli(&["environments", "verify", &hash]);
+    let shown = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{shown}");
+    assert!(shown.contains("changed") && shown.contains("site-packages/six.py") && shown.contains("1 of"), "{shown}");
+    // The agent lets go of the environment only when its folder is done with.
+    let repaired = until("the environment to be unused", || async {
+        let output = server.cli(&["environments", "verify", &hash, "--repair", "--json"]);
+        output.status.success().then(|| serde_json::from_slice::<Value>(&output.stdout).unwrap())
+    })
+    .await;
+    assert_eq!((&repaired["removed"], &repaired["differences"][0]["how"]), (&json!(true), &json!("changed")));
+    assert_eq!(said(&server, &["build", "--pip", "six==1.16.0"]).trim(), hash);
+    assert_eq!(fs::read(&six).unwrap(), good);
+    let (code, message) = refused(&server, &["verify", "00000000000000000000000000000000"]);
+    assert!(code == Some(4) && message.contains("is not in the cache"), "{message}");
 }
 
 #[tokio::test]
@@ -166,6 +198,7 @@ async fn environments_of_another_workspace_are_not_seen() {
     }
     assert_eq!(as_other(&["list", "--all"]).0, Some(4));
     assert_eq!(as_other(&["prune"]).0, Some(4));
+    assert_eq!(as_other(&["verify", &hash]).0, Some(4));
 }
 
 /// A package index whose only answer is a promise: the build waits until it is cancelled.

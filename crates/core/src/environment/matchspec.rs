@@ -60,6 +60,10 @@ impl MatchSpec {
         for (key, value) in brackets {
             spec.set(&key, value, entry)?;
         }
+        // What is taken is written down in this form and read again.
+        if spec.to_string().len() > MAX_LENGTH {
+            return Err(Error::invalid("a requirement has at most 1000 characters when it is written out in full"));
+        }
         Ok(spec)
     }
 
@@ -69,14 +73,19 @@ impl MatchSpec {
             return Err(Error::invalid(format!("`{entry}` names no channel before `::`")));
         }
         // `conda-forge/noarch::six`
-        let (channel, subdir) = match channel.rsplit_once('/') {
-            Some((channel, subdir)) if is_subdir(subdir) => (channel, Some(subdir)),
-            _ => (channel, None),
+        let ends_in_subdir = |channel: &str| channel.rsplit_once('/').is_some_and(|(_, last)| is_subdir(last));
+        let channel = channel.trim_end_matches('/');
+        let (channel, subdir) = match channel.rsplit_once('/').filter(|_| ends_in_subdir(channel)) {
+            Some((channel, subdir)) => (channel.trim_end_matches('/'), Some(subdir)),
+            None => (channel, None),
         };
+        if channel.is_empty() || ends_in_subdir(channel) {
+            return Err(Error::invalid(format!("`{entry}` names no channel before `::`, or more than one part of it")));
+        }
         if let Some(subdir) = subdir {
             self.more.insert("subdir".into(), subdir.to_owned());
         }
-        self.channel = Some(channel.trim_end_matches('/').to_owned());
+        self.channel = Some(channel.to_owned());
         Ok(())
     }
 
@@ -294,6 +303,26 @@ mod tests {
 
     fn canonical(entry: &str) -> String {
         MatchSpec::parse(entry).map_or_else(|error| error.message().to_owned(), |spec| spec.to_string())
+    }
+
+    #[test]
+    fn a_requirement_that_grows_too_long_when_it_is_written_out_is_refused() {
+        let version = vec!["1"; 330].join("|");
+        let entry = format!("six {}", (0..220).map(|number| number.to_string()).collect::<Vec<_>>().join("|"));
+        assert!(entry.len() < MAX_LENGTH);
+        assert!(MatchSpec::parse(&entry).unwrap_err().message().contains("written out in full"));
+        assert!(MatchSpec::parse(&format!("six {version}")).is_ok(), "what is said twice is written once");
+    }
+
+    #[test]
+    fn a_channel_of_slashes_or_with_two_parts_is_refused_and_one_with_a_slash_at_its_end_is_the_same() {
+        for entry in ["/::-0", "//noarch::six", "a/noarch/linux-64::six", "a/noarch//noarch/::six"] {
+            let error = MatchSpec::parse(entry).expect_err(entry);
+            assert!(error.message().contains("names no channel before `::`"), "{entry}: {error}");
+        }
+        let with_slash = MatchSpec::parse("team/noarch/::six").unwrap();
+        assert_eq!(with_slash, MatchSpec::parse("team/noarch::six").unwrap());
+        assert_eq!(MatchSpec::parse(&with_slash.to_string()).unwrap(), with_slash);
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! ```text
 //! manifest.json      first: what it is, for which platform, with which lock
 //! files/…            the environment itself, or
-//! wheels/…           the files that a lock names
+//! wheels/…           the files that a lock names: those of pip,
+//! conda/SHA256/…     and those of conda
 //! checksums.json     last: the SHA-256 of every file before it; an archive without it is cut off
 //! ```
 //!
@@ -20,12 +21,15 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use trainyard_core::{Error, ErrorKind, Result, environment::EnvironmentLock, ids::EnvironmentHash};
 
-/// Of this form of archive.
-pub(super) const FORMAT: u32 = 1;
+/// Of this form of archive: the newest one that is read.
+pub(super) const FORMAT: u32 = 2;
+/// The first form in which conda packages travel as files.
+const WITH_CONDA: u32 = 2;
 pub(super) const MANIFEST: &str = "manifest.json";
 pub(super) const CHECKSUMS: &str = "checksums.json";
 pub(super) const FILES: &str = "files";
 pub(super) const WHEELS: &str = "wheels";
+pub(super) const CONDA: &str = "conda";
 /// More than the documents of any environment.
 pub(super) const MAX_DOCUMENT_BYTES: u64 = 256 << 20;
 
@@ -50,6 +54,11 @@ pub(super) struct Manifest {
     /// The interpreter that a virtual environment was made from; `None`: it has its own.
     pub(super) interpreter: Option<PathBuf>,
     pub(super) lock: EnvironmentLock,
+}
+
+/// The oldest form that says all of this, so that older programs read what they can.
+pub(super) fn format_of(form: Form, lock: &EnvironmentLock) -> u32 {
+    if form == Form::Downloads && !lock.conda.is_empty() { WITH_CONDA } else { 1 }
 }
 
 /// SHA-256 by path in the archive.

@@ -4,17 +4,23 @@
 //! cache_dir/envs/<hash>/                 the environment, built in place: its scripts hold absolute paths
 //! cache_dir/envs/<hash>/lock.json        what was installed
 //! cache_dir/envs/<hash>/size.json        how big it is, and what stood in it when it was built
+//! cache_dir/envs/<hash>/files.json       its files as they were then ([`super::record`])
 //! cache_dir/envs/<hash>/.complete        written last; without it the folder is somebody's half-finished work
 //! cache_dir/locks/<hash>.lock            held by the one builder; never removed, so that it is one and the same file to all
 //! cache_dir/uses/<hash>.lock             shared by the runs that use the environment; its time is the last use ([`super::usage`])
+//! cache_dir/uses/<hash>.walked           its time is when the environment was last looked through ([`super::verify`])
+//! cache_dir/changed/<hash>.json          what was found changed then
 //! cache_dir/pins/<hash>                  exists: never removed to make room
 //! cache_dir/trash/                       what is being removed
-//! cache_dir/wheels/                      files that an archive brought, for builds of locks without a network
+//! cache_dir/wheels/                      files for pip that an archive brought, for builds of locks without a network
+//! cache_dir/packages/<sha256>/           conda packages that an archive brought
+//! cache_dir/images/                      images as files, for Apptainer
+//! cache_dir/downloads/                   when what was used last
 //! cache_dir/keys/<key>.json              a specification on a node as it was -> the hash of its environment
 //! cache_dir/interpreters/<landscape>.json  what was found on the node
 //! cache_dir/conda/                       conda packages, unpacked, and the indexes of channels; linked into environments as well
 //! cache_dir/uv/                          the packages themselves, shared with the environments by hard links
-//! cache_dir/locks/downloads.lock         shared by all who install from `uv/`
+//! cache_dir/locks/downloads.lock         shared by all who install from `uv/`, `conda/`, `wheels/` and `packages/`
 //! ```
 //!
 //! Locks are `flock`s. A builder hands its lock to the installer as standard input, so that the lock is held until the
@@ -38,7 +44,7 @@ use trainyard_core::{
     ids::EnvironmentHash,
 };
 
-use super::{command::Console, host::is_executable, measure::Measured, prepare::PrepareError};
+use super::{command::Console, host::is_executable, measure::Measured, prepare::PrepareError, record::Record, verify};
 
 /// How often a waiting builder looks again.
 const POLL: Duration = Duration::from_millis(50);
@@ -47,6 +53,8 @@ const MARKER: &str = ".complete";
 const WRITE_BACK_PAUSE: Duration = Duration::from_millis(250);
 /// What was measured when the environment was finished.
 const SIZE: &str = "size.json";
+/// What stood in it.
+const FILES: &str = "files.json";
 /// Tells the names of one process's trash apart.
 static TRASHED: AtomicU64 = AtomicU64::new(0);
 
@@ -86,12 +94,27 @@ impl Cache {
         self.root.join("conda")
     }
 
-    /// Where files lie that an archive brought.
+    /// Where files for pip lie that an archive brought.
     pub(super) fn wheels(&self) -> PathBuf {
         self.root.join("wheels")
     }
 
-    /// Held, shared, by everybody who installs from [`Cache::packages`]; whoever empties it holds it alone.
+    /// Where conda packages lie that an archive brought.
+    pub(super) fn brought(&self) -> PathBuf {
+        self.root.join("packages")
+    }
+
+    /// Where images lie as files.
+    pub(super) fn images(&self) -> PathBuf {
+        self.root.join("images")
+    }
+
+    /// Where notes about downloads are.
+    pub(super) fn download_note(&self, name: &str) -> PathBuf {
+        self.root.join("downloads").join(format!("{name}.json"))
+    }
+
+    /// Held, shared, by everybody who installs from downloads; whoever removes any of them holds it alone.
     pub(super) fn downloads_lock(&self) -> PathBuf {
         self.root.join("locks/downloads.lock")
     }
@@ -109,6 +132,16 @@ impl Cache {
     /// The note of [`Cache::finish`] about what it found.
     pub(super) fn measured(&self, hash: &EnvironmentHash) -> Option<Measured> {
         serde_json::from_slice(&std::fs::read(self.environment(hash).join(SIZE)).ok()?).ok()
+    }
+
+    /// The files of the environment when it was finished; `None`: nobody wrote that down.
+    pub(super) fn record(&self, hash: &EnvironmentHash) -> Option<Record> {
+        serde_json::from_slice(&std::fs::read(self.record_file(hash)).ok()?).ok()
+    }
+
+    /// Where that is written down.
+    pub(super) fn record_file(&self, hash: &EnvironmentHash) -> PathBuf {
+        self.environment(hash).join(FILES)
     }
 
     pub(super) fn root_of_environments(&self) -> PathBuf {
@@ -186,15 +219,20 @@ impl Cache {
     /// Takes the environment out of its place at one stroke; `None`: nothing was there. What it gives is to be removed, and if it
     /// is not, the next one who tidies does it.
     pub(super) fn trash(&self, hash: &EnvironmentHash) -> io::Result<Option<PathBuf>> {
-        let trash = self.trash_folder();
-        std::fs::create_dir_all(&trash)?;
-        let number = TRASHED.fetch_add(1, Ordering::Relaxed);
-        let place = trash.join(format!("{hash}.{}.{number}", std::process::id()));
+        let place = self.new_trash(hash.as_str())?;
         match std::fs::rename(self.environment(hash), &place) {
             Ok(()) => Ok(Some(place)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// A name in the trash that nothing has yet.
+    pub(super) fn new_trash(&self, name: &str) -> io::Result<PathBuf> {
+        let trash = self.trash_folder();
+        std::fs::create_dir_all(&trash)?;
+        let number = TRASHED.fetch_add(1, Ordering::Relaxed);
+        Ok(trash.join(format!("{name}.{}.{number}", std::process::id())))
     }
 
     /// Where things wait for their removal.
@@ -222,20 +260,26 @@ impl Cache {
 
     /// Declares the environment complete: the list of packages, then everything to the disk, then the marker. A marker
     /// that survives a power failure must not stand in front of files that did not.
-    pub(super) async fn finish(&self, hash: &EnvironmentHash, lock: &EnvironmentLock) -> Result<(), PrepareError> {
+    pub(super) async fn finish(&self, hash: &EnvironmentHash, lock: &EnvironmentLock, elsewhere: u64) -> Result<(), PrepareError> {
         let (cache, hash, lock) = (self.clone(), hash.clone(), lock.clone());
-        let done = tokio::task::spawn_blocking(move || cache.finish_now(&hash, &lock)).await.map_err(io::Error::other).flatten();
+        let finish = move || cache.finish_now(&hash, &lock, elsewhere);
+        let done = tokio::task::spawn_blocking(finish).await.map_err(io::Error::other).flatten();
         done.map_err(|error| PrepareError::disk("failed to write the finished environment to the disk", error))
     }
 
-    fn finish_now(&self, hash: &EnvironmentHash, lock: &EnvironmentLock) -> io::Result<()> {
+    /// `elsewhere`: bytes that the environment takes in other places.
+    fn finish_now(&self, hash: &EnvironmentHash, lock: &EnvironmentLock, elsewhere: u64) -> io::Result<()> {
         let folder = self.environment(hash);
         std::fs::write(folder.join("lock.json"), serde_json::to_vec_pretty(lock)?)?;
-        std::fs::write(folder.join(SIZE), serde_json::to_vec(&Measured::of(&folder)?)?)?;
+        std::fs::write(folder.join(FILES), serde_json::to_vec(&Record::of(&folder)?)?)?;
+        let mut measured = Measured::of(&folder)?;
+        measured.bytes += elsewhere;
+        std::fs::write(folder.join(SIZE), serde_json::to_vec(&measured)?)?;
         sync_file_system(&File::open(&folder)?)?;
         let mut marker = File::create(folder.join(MARKER))?;
         marker.write_all(b"complete\n")?;
         marker.sync_all()?;
+        verify::forget(self, hash);
         File::open(&folder)?.sync_all()
     }
 }
@@ -245,19 +289,32 @@ pub(super) struct Place {
     cache: Cache,
     hash: EnvironmentHash,
     finished: bool,
+    /// Bytes that the environment takes in other places.
+    elsewhere: u64,
     /// Dropped when there is nothing more to write back.
     write_back: Option<mpsc::Sender<()>>,
 }
 
 impl Place {
     fn new(cache: &Cache, hash: &EnvironmentHash) -> Self {
-        Self { cache: cache.clone(), hash: hash.clone(), finished: false, write_back: write_back(cache.root_of_environments()) }
+        Self {
+            cache: cache.clone(),
+            hash: hash.clone(),
+            finished: false,
+            elsewhere: 0,
+            write_back: write_back(cache.root_of_environments()),
+        }
+    }
+
+    /// Counts bytes that the environment takes in other places: a layer of an image, say.
+    pub(super) fn takes_elsewhere(&mut self, bytes: u64) {
+        self.elsewhere += bytes;
     }
 
     /// [`Cache::finish`]; from now on the environment stays.
     pub(super) async fn finish(mut self, lock: &EnvironmentLock) -> Result<(), PrepareError> {
         self.write_back = None;
-        self.cache.finish(&self.hash, lock).await?;
+        self.cache.finish(&self.hash, lock, self.elsewhere).await?;
         self.finished = true;
         Ok(())
     }
@@ -267,7 +324,7 @@ impl Place {
     /// [`Place::finish`] for whoever may block.
     pub(super) fn finish_now(mut self, lock: &EnvironmentLock) -> io::Result<()> {
         self.write_back = None;
-        self.cache.finish_now(&self.hash, lock)?;
+        self.cache.finish_now(&self.hash, lock, self.elsewhere)?;
         self.finished = true;
         Ok(())
     }
@@ -402,7 +459,7 @@ mod tests {
         assert_eq!(cache.complete(&hash()), None);
 
         let lock = EnvironmentLock { python: "3.11.7".into(), builder: "uv 1.0.0".into(), ..EnvironmentLock::default() };
-        cache.finish(&hash(), &lock).await.unwrap();
+        cache.finish(&hash(), &lock, 0).await.unwrap();
         assert_eq!(cache.complete(&hash()), Some(lock));
 
         std::fs::remove_file(&interpreter).unwrap();

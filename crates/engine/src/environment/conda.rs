@@ -17,6 +17,7 @@ use super::{
     activation,
     cache::{BuilderLock, Cache},
     command::{Console, ask, command, run_logged},
+    downloads::{Kind, note_use},
     host::Host,
     index::IndexSources,
     installer::{Installer, failure},
@@ -108,8 +109,14 @@ impl<'a> Site<'a> {
         let configured = trainyard_conda::resolve(&settings.conda_channels, &settings.conda_channel_alias);
         let configured = configured.map_err(|error| PrepareError::Settings(format!("conda_channels under [environments]: {error}")))?;
         let credentials = [configured.credentials, credentials].concat();
-        let access = Access { downloads: cache.conda_packages(), offline: settings.offline, credentials };
+        let brought = Some(cache.brought());
+        let access = Access { downloads: cache.conda_packages(), offline: settings.offline, credentials, brought };
         Ok(Self { host, settings, cache, index: IndexSources::resolve(host, settings), access })
+    }
+
+    /// How channels are reached.
+    pub(super) fn access(&self) -> &Access {
+        &self.access
     }
 
     /// The words that must not be shown.
@@ -181,6 +188,8 @@ impl<'a> Wanted<'a> {
         console.line(&format!("building environment {hash}: conda packages {}", names.join(", ")));
         console.line(&format!("channels: {}", self.channels.urls.join(", ")));
         let place = site.cache.place(hash).await?;
+        // From the first look into the indexes to the last link nobody clears them away.
+        let _downloads = InUse::share(site.cache.downloads_lock(), console.cancel).await?;
         let conda = self.choose(console).await?;
         let lock = site.build(hash, &conda, (&held, Pip::List(&self.list, &self.welcome)), console).await?;
         console.progress(&Progress::step("writing to the disk"));
@@ -194,6 +203,7 @@ impl<'a> Wanted<'a> {
         let request = trainyard_conda::Request { packages, channels, alias };
         let (watch, heard) = watch();
         let conda = watched(trainyard_conda::solve(request, &site.access, &watch), heard, console).await?;
+        note_use(&site.cache, Kind::Indexes);
         console.line(&format!("solved: {} conda packages", conda.len()));
         for package in &conda {
             console.line(&format!("  {} {} {}  {}", package.name, package.version, package.build, package.url));

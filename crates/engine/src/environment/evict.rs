@@ -15,16 +15,14 @@ use trainyard_core::{Error, ErrorKind, Result, ids::EnvironmentHash};
 
 use super::{
     cache::{BuilderLock, Cache},
-    measure::{Measured, bytes_of},
+    downloads::{self, Downloads, How},
+    measure::Measured,
     settings::EnvironmentSettings,
     usage::{Unused, is_in_use},
 };
 
 /// Notes that were not written for this long are removed; they only save time.
 const NOTE_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
-
-/// How often the size of the downloads is looked at: it takes a walk through all of them.
-const MEASURE_PAUSE: Duration = Duration::from_secs(3600);
 
 /// An environment in the cache.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,8 +48,10 @@ pub struct PruneOptions {
     pub max_bytes: Option<u64>,
     /// Environments that were not used for this many seconds go.
     pub unused_for_seconds: Option<u64>,
-    /// The downloads go, too.
+    /// All downloads go that can be fetched again; else only what is more than the settings allow.
     pub downloads: bool,
+    /// What archives brought goes, too.
+    pub imported: bool,
     /// Nothing goes; what would go is told.
     pub dry_run: bool,
 }
@@ -69,11 +69,18 @@ pub struct Pruned {
     pub kept_bytes: u64,
     /// What the downloads took that went, or would go.
     pub downloads_bytes: u64,
+    /// What the downloads take that are left, or would be.
+    pub downloads_kept: Downloads,
 }
 
 /// The environments in the cache, the least recently used one first.
 pub fn cached(settings: &EnvironmentSettings) -> Vec<CachedEnvironment> {
     Cache::at(&settings.cache_dir).map(|cache| inventory(&cache)).unwrap_or_default()
+}
+
+/// What the downloads take that environments are made of. Walks through all of them.
+pub fn downloads(settings: &EnvironmentSettings) -> Downloads {
+    Cache::at(&settings.cache_dir).map(|cache| downloads::measure(&cache)).unwrap_or_default()
 }
 
 /// Keeps an environment from being removed. [`ErrorKind::NotFound`] if it is not in the cache.
@@ -115,14 +122,21 @@ pub fn prune(settings: &EnvironmentSettings, options: &PruneOptions) -> Result<P
         }
     }
     pruned.kept_bytes = kept_bytes;
-    if options.downloads {
-        pruned.downloads_bytes = tree_bytes(&cache.packages());
-        if !options.dry_run && !clear_downloads(&cache).map_err(failed("failed to remove an environment"))? {
-            pruned.downloads_bytes = 0;
-        }
+    let unremovable = failed("failed to remove downloads");
+    let how = if options.dry_run { How::Dry } else { How::Really };
+    let download_limit = if options.downloads { 0 } else { limit_of_downloads(settings) };
+    let before = downloads::measure(&cache);
+    pruned.downloads_kept = before;
+    let gone = downloads::make_room(&cache, download_limit, how).map_err(&unremovable)?;
+    pruned.downloads_kept.subtract(&gone);
+    pruned.downloads_bytes = gone.removable();
+    if options.imported {
+        let gone = downloads::clear_imported(&cache, how).map_err(&unremovable)?;
+        pruned.downloads_kept.imported = before.imported.saturating_sub(gone);
+        pruned.downloads_bytes += gone;
     }
     if !options.dry_run {
-        tidy(&cache, u64::MAX);
+        tidy(&cache);
     }
     Ok(pruned)
 }
@@ -219,7 +233,8 @@ fn describe(cache: &Cache, hash: EnvironmentHash) -> CachedEnvironment {
     }
 }
 
-fn modified(path: &Path) -> Option<SystemTime> {
+/// When a file or folder was last written; `None`: it is not there.
+pub(super) fn modified(path: &Path) -> Option<SystemTime> {
     fs::metadata(path).and_then(|metadata| metadata.modified()).ok()
 }
 
@@ -228,14 +243,24 @@ fn age(environment: &CachedEnvironment, now: SystemTime) -> Duration {
     now.saturating_sub(Duration::from_micros(u64::try_from(environment.last_used_us).unwrap_or(0)))
 }
 
-/// Removes in the background what dead builders, interrupted removals and time have left behind, and the downloads if they take
-/// more than `max_bytes`.
-pub(super) fn tidy_in_background(cache: &Cache, max_bytes: u64) {
-    let cache = cache.clone();
-    std::thread::spawn(move || tidy(&cache, if max_bytes == 0 { u64::MAX } else { max_bytes }));
+/// How many bytes of downloads stay. Where there is no network nothing could be fetched again.
+fn limit_of_downloads(settings: &EnvironmentSettings) -> u64 {
+    if settings.max_bytes == 0 || settings.offline { u64::MAX } else { settings.max_bytes }
 }
 
-fn tidy(cache: &Cache, max_download_bytes: u64) {
+/// Removes in the background what dead builders, interrupted removals and time have left behind, and downloads if they take more than the
+/// settings allow.
+pub(super) fn tidy_in_background(cache: &Cache, settings: &EnvironmentSettings) {
+    let (cache, limit) = (cache.clone(), limit_of_downloads(settings));
+    std::thread::spawn(move || {
+        tidy(&cache);
+        if limit != u64::MAX {
+            downloads::make_room_sometimes(&cache, limit);
+        }
+    });
+}
+
+fn tidy(cache: &Cache) {
     for name in names(&cache.trash_folder()) {
         remove(&cache.trash_folder().join(name));
     }
@@ -260,60 +285,16 @@ fn tidy(cache: &Cache, max_download_bytes: u64) {
             }
         }
     }
-    if max_download_bytes != u64::MAX && is_due(cache) && tree_bytes(&cache.packages()) > max_download_bytes {
-        match clear_downloads(cache) {
-            Ok(true) => tracing::info!(max_download_bytes, "the downloads of environments took too much and were removed"),
-            Ok(false) => {}
-            Err(error) => tracing::warn!(%error, "the downloads of environments could not be removed"),
-        }
-    }
-}
-
-/// Whether the downloads were not measured for a while; they are from now on.
-fn is_due(cache: &Cache) -> bool {
-    let note = cache.root().join("downloads/measured.json");
-    let fresh = modified(&note).and_then(|measured| measured.elapsed().ok()).is_some_and(|age| age < MEASURE_PAUSE);
-    if !fresh {
-        cache.note("downloads", "measured", &());
-    }
-    !fresh
-}
-
-/// Removes what uv keeps; `false`: somebody installs from it. Built environments do not notice: their files are their own.
-fn clear_downloads(cache: &Cache) -> io::Result<bool> {
-    let Some(_alone) = Unused::claim(&cache.downloads_lock())? else { return Ok(false) };
-    fs::create_dir_all(cache.trash_folder())?;
-    let trash = cache.trash_folder().join(format!("downloads.{}", std::process::id()));
-    match fs::rename(cache.packages(), &trash) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
-        moved => moved?,
-    }
-    remove(&trash);
-    Ok(true)
-}
-
-/// What the files below `folder` take.
-fn tree_bytes(folder: &Path) -> u64 {
-    let (mut bytes, mut folders) = (0, vec![folder.to_owned()]);
-    while let Some(folder) = folders.pop() {
-        let Ok(entries) = fs::read_dir(folder) else { continue };
-        for entry in entries.flatten() {
-            let Ok(metadata) = entry.metadata() else { continue };
-            bytes += bytes_of(&metadata);
-            if metadata.is_dir() {
-                folders.push(entry.path());
-            }
-        }
-    }
-    bytes
 }
 
 fn discard(trash: PathBuf) {
     std::thread::spawn(move || remove(&trash));
 }
 
-fn remove(path: &Path) {
-    match fs::remove_dir_all(path) {
+/// Removes what is in the trash.
+pub(super) fn remove(path: &Path) {
+    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    match removed {
         // Two may be at the same.
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             tracing::warn!(path = %path.display(), %error, "something in the trash of environments can not be removed now");

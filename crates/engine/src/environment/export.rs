@@ -1,31 +1,28 @@
 //! Writes an environment of the cache, or the files of its lock, into an archive ([`super::bundle`]).
 
 use std::{
-    collections::BTreeMap,
     fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
 };
 
 use tar::{Builder, EntryType, Header};
 use trainyard_core::{
     Error, ErrorKind, Result,
-    environment::{EnvironmentLock, LockedPackage, Progress, requirement::hide_userinfo, requirement::normalised_name},
+    environment::{EnvironmentLock, Progress},
     ids::EnvironmentHash,
 };
 
 use super::{
-    bundle::{CHECKSUMS, Checksums, FILES, FORMAT, Form, Hashing, MANIFEST, Manifest, WHEELS, digest_of, document, failed},
+    bundle::{CHECKSUMS, CONDA, Checksums, FILES, Form, Hashing, MANIFEST, Manifest, WHEELS, document, failed, format_of},
     cache::Cache,
-    host::Host,
-    pylock::exact_line,
+    collect::Collected,
     settings::EnvironmentSettings,
     usage::InUse,
 };
 
 /// What stays behind: what Python compiles again by itself, and the notes of the cache.
-const LEFT_OUT: [&str; 5] = ["__pycache__", ".complete", "size.json", "lock.json", ".lock"];
+const LEFT_OUT: [&str; 6] = ["__pycache__", ".complete", "size.json", "files.json", "lock.json", ".lock"];
 
 /// What an archive was made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,14 +35,14 @@ pub struct Exported {
     pub lock: EnvironmentLock,
 }
 
-/// Writes an archive. Blocks; the environment is in use meanwhile. [`ErrorKind::NotFound`] if it is not in the cache,
+/// Writes an archive; the environment is in use meanwhile. [`ErrorKind::NotFound`] if it is not in the cache,
 /// [`ErrorKind::Unsupported`] if its files can not be had again.
-pub fn export(
+pub async fn export(
     settings: &EnvironmentSettings,
     hash: &EnvironmentHash,
     form: Form,
-    into: &mut dyn Write,
-    progress: &mut dyn FnMut(&Progress),
+    into: &mut (dyn Write + Send),
+    progress: &mut (dyn FnMut(&Progress) + Send),
 ) -> Result<Exported> {
     let cache = Cache::at(&settings.cache_dir).map_err(|error| Error::invalid(error.to_string()))?;
     let _in_use = InUse::wait(cache.use_file(hash)).map_err(failed("the environment cannot be kept in its place"))?;
@@ -53,11 +50,10 @@ pub fn export(
     let lock = cache.complete(hash).ok_or_else(missing)?;
     let prefix = cache.environment(hash);
     let interpreter = interpreter_of(&prefix);
-    let mut writer = Writer { builder: Builder::new(into), checksums: Checksums::new(), files: 0, bytes: 0, progress };
-    writer.builder.follow_symlinks(false);
-    let manifest = |lock| Manifest { format: FORMAT, form, hash: hash.clone(), prefix: prefix.clone(), interpreter, lock };
+    let manifest = |lock| Manifest { format: format_of(form, &lock), form, hash: hash.clone(), prefix: prefix.clone(), interpreter, lock };
     match form {
         Form::Environment => {
+            let mut writer = Writer::into(into, progress);
             let manifest = manifest(lock);
             writer.document(MANIFEST, &document(&manifest)?)?;
             writer.tree(&prefix, Path::new(FILES))?;
@@ -65,11 +61,12 @@ pub fn export(
         }
         Form::Downloads => {
             let folder = Scratch::in_cache(&cache).map_err(failed("a folder for the downloads cannot be made"))?;
-            (writer.progress)(&Progress::step("downloading"));
-            download(settings, &prefix, &lock, &folder.0)?;
-            let manifest = manifest(as_downloaded(lock, &folder.0)?);
+            let collected = Collected::of(settings, (&prefix, &lock), &folder.0, progress).await?;
+            let mut writer = Writer::into(into, progress);
+            let manifest = manifest(collected.lock);
             writer.document(MANIFEST, &document(&manifest)?)?;
-            writer.tree(&folder.0, Path::new(WHEELS))?;
+            writer.tree(&collected.wheels, Path::new(WHEELS))?;
+            writer.tree(&collected.conda, Path::new(CONDA))?;
             writer.finish(manifest.lock)
         }
     }
@@ -99,77 +96,21 @@ impl Drop for Scratch {
     }
 }
 
-/// Fetches the files of the lock with the pip of the environment: wheels as they are, checked against the hashes; what is only there
-/// as a source is built here, where there is a network.
-fn download(settings: &EnvironmentSettings, prefix: &Path, lock: &EnvironmentLock, folder: &Path) -> Result<()> {
-    if !lock.conda.is_empty() {
-        return Err(Error::new(
-            ErrorKind::Unsupported,
-            "the downloads of an environment with conda packages cannot be exported; export the environment itself, and import it where cache_dir is the same path",
-        ));
-    }
-    let mut lines: Vec<String> = lock.pip_options.clone();
-    lines.extend(lock.packages.iter().map(exact_line));
-    let list = folder.join("exact.txt");
-    fs::write(&list, lines.join("\n")).map_err(failed("the list of files cannot be written"))?;
-    let host = Host::current();
-    let mut pip = Command::new(prefix.join("bin/python"));
-    pip.args(["-m", "pip", "wheel", "--no-deps", "--disable-pip-version-check", "--no-input", "--progress-bar", "off", "--wheel-dir"]);
-    pip.arg(folder).arg("-r").arg(&list).env_clear().envs(host.variables()).current_dir("/").stdin(Stdio::null());
-    if let Some(index) = &settings.index_url {
-        pip.env("PIP_INDEX_URL", index);
-    }
-    if settings.offline {
-        pip.env("PIP_NO_INDEX", "1").env("PIP_FIND_LINKS", settings.cache_dir.join("wheels"));
-    }
-    let output = pip.output().map_err(failed("the pip of the environment does not start"))?;
-    fs::remove_file(&list).map_err(failed("the list of files cannot be removed"))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let words = hide_userinfo(&String::from_utf8_lossy(&output.stderr));
-    let last: Vec<&str> = words.lines().rev().filter(|line| !line.trim().is_empty()).take(6).collect();
-    let last: Vec<&str> = last.into_iter().rev().collect();
-    Err(Error::new(ErrorKind::Unsupported, format!("the files of the lock cannot be had: {}", last.join("\n"))))
-}
-
-/// The lock as it can be followed with the files in `folder` alone: what was built there has its own hash, and nothing comes from a
-/// repository any more.
-fn as_downloaded(mut lock: EnvironmentLock, folder: &Path) -> Result<EnvironmentLock> {
-    let mut found: BTreeMap<String, String> = BTreeMap::new();
-    for entry in fs::read_dir(folder).map_err(failed("the downloads cannot be read"))? {
-        let path = entry.map_err(failed("the downloads cannot be read"))?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
-        let Some((package, _)) = name.split_once('-') else { continue };
-        let digest = digest_of(&path).map_err(failed(format!("`{name}` cannot be read")))?;
-        found.insert(normalised_name(package), format!("sha256:{digest}"));
-    }
-    for package in &mut lock.packages {
-        let Some(hash) = found.get(&package.name) else {
-            return Err(Error::new(ErrorKind::Unsupported, format!("pip brought no file for {} {}", package.name, package.version)));
-        };
-        let LockedPackage { url, hashes, .. } = package;
-        if url.take().is_some() {
-            hashes.clear();
-        }
-        if !hashes.contains(hash) {
-            hashes.push(hash.clone());
-        }
-    }
-    // Where the files come from now is the folder.
-    lock.pip_options.retain(|option| option == "--pre");
-    Ok(lock)
-}
-
 struct Writer<'a> {
-    builder: Builder<&'a mut dyn Write>,
+    builder: Builder<&'a mut (dyn Write + Send)>,
     checksums: Checksums,
     files: u64,
     bytes: u64,
-    progress: &'a mut dyn FnMut(&Progress),
+    progress: &'a mut (dyn FnMut(&Progress) + Send),
 }
 
-impl Writer<'_> {
+impl<'a> Writer<'a> {
+    fn into(into: &'a mut (dyn Write + Send), progress: &'a mut (dyn FnMut(&Progress) + Send)) -> Self {
+        let mut builder = Builder::new(into);
+        builder.follow_symlinks(false);
+        Self { builder, checksums: Checksums::new(), files: 0, bytes: 0, progress }
+    }
+
     fn document(&mut self, name: &str, text: &[u8]) -> Result<()> {
         let mut header = Header::new_gnu();
         header.set_size(text.len() as u64);

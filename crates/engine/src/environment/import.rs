@@ -4,7 +4,6 @@
 //! that was built here. Files are written before any link is made, so no entry can write through one.
 
 use std::{
-    collections::BTreeSet,
     fs::{self, File},
     io::{self, Read},
     os::unix::fs::{PermissionsExt, symlink},
@@ -14,14 +13,14 @@ use std::{
 use tar::{Archive, Entry, EntryType};
 use trainyard_core::{
     Error, ErrorKind, Result,
-    environment::{EnvironmentLock, Progress, PythonVersion},
+    environment::{EnvironmentLock, LockedConda, Progress, PythonVersion},
     ids::EnvironmentHash,
 };
 
 use super::{
     bundle::{
-        CHECKSUMS, Checksums, FILES, FORMAT, Form, Hashing, MANIFEST, MAX_DOCUMENT_BYTES, Manifest, WHEELS, below, digest_of, failed,
-        refused, stays_within,
+        CHECKSUMS, CONDA, Checksums, FILES, FORMAT, Form, Hashing, MANIFEST, MAX_DOCUMENT_BYTES, Manifest, WHEELS, below, digest_of,
+        failed, refused, stays_within,
     },
     cache::{BuilderLock, Cache},
     evict::pin_in,
@@ -147,47 +146,70 @@ impl Reader<'_> {
         let wheels = self.cache.wheels();
         let staging = wheels.join(format!(".import.{}", std::process::id()));
         fs::create_dir_all(&staging).map_err(failed("the folder of imported files cannot be made"))?;
-        let outcome = self.stage(entries, &staging, &wheels);
+        let outcome = self.stage(entries, &staging);
         if let Err(error) = fs::remove_dir_all(&staging) {
             tracing::warn!(folder = %staging.display(), %error, "what an import left cannot be removed");
         }
         outcome.map(|()| self.imported())
     }
 
-    fn stage<'e, R: Read + 'e>(
-        &mut self,
-        entries: impl Iterator<Item = io::Result<Entry<'e, R>>>,
-        staging: &Path,
-        wheels: &Path,
-    ) -> Result<()> {
+    fn stage<'e, R: Read + 'e>(&mut self, entries: impl Iterator<Item = io::Result<Entry<'e, R>>>, staging: &Path) -> Result<()> {
         let mut names = Vec::new();
         for entry in entries {
             let mut entry = entry.map_err(unreadable)?;
-            if let Some(path) = self.path_of(&mut entry, WHEELS)? {
-                if path.components().count() != 1 || entry.header().entry_type() != EntryType::Regular {
+            let folder = if entry.path().is_ok_and(|path| path.starts_with(CONDA)) { CONDA } else { WHEELS };
+            if let Some(path) = self.path_of(&mut entry, folder)? {
+                let depth = if folder == CONDA { 2 } else { 1 };
+                if path.components().count() != depth || entry.header().entry_type() != EntryType::Regular {
                     return Err(refused(format!("`{}` in the archive is no file of a package", path.display())));
                 }
-                self.write(&mut entry, WHEELS, (staging, &path))?;
-                names.push(path);
+                self.write(&mut entry, folder, (&staging.join(folder), &path))?;
+                names.push((folder, path));
             }
         }
         self.verify()?;
-        let known: BTreeSet<&str> = self.manifest.lock.packages.iter().flat_map(|package| &package.hashes).map(String::as_str).collect();
-        for name in &names {
-            let digest = &self.found[&format!("{WHEELS}/{}", name.display())];
-            if !known.contains(format!("sha256:{digest}").as_str()) {
-                return Err(refused(format!("`{}` in the archive is not one of the files that its lock names", name.display())));
-            }
-            let place = wheels.join(name);
-            if place.exists() && digest_of(&place).map_err(failed("an imported file cannot be read"))? != *digest {
-                return Err(Error::new(
-                    ErrorKind::Conflict,
-                    format!("{} is there already with other content; remove it if nobody needs it", place.display()),
-                ));
-            }
+        let places = names.iter().map(|(folder, name)| self.place_of(folder, name)).collect::<Result<Vec<PathBuf>>>()?;
+        self.complete_downloads(&places)?;
+        for ((folder, name), place) in names.iter().zip(&places) {
+            let unwritable = || failed(format!("{} cannot be put into its place", place.display()));
+            place.parent().map_or(Ok(()), fs::create_dir_all).map_err(unwritable())?;
+            fs::rename(staging.join(folder).join(name), place).map_err(unwritable())?;
         }
-        for name in &names {
-            fs::rename(staging.join(name), wheels.join(name)).map_err(failed("an imported file cannot be put into its place"))?;
+        Ok(())
+    }
+
+    /// Where a file goes that was read and is whole; refused if its lock does not name it.
+    fn place_of(&self, folder: &str, name: &Path) -> Result<PathBuf> {
+        let digest = &self.found[&format!("{folder}/{}", name.display())];
+        let lock = &self.manifest.lock;
+        let unknown = || refused(format!("`{}` in the archive is not one of the files that its lock names", name.display()));
+        if folder == CONDA {
+            let file = name.file_name().and_then(|file| file.to_str()).unwrap_or_default();
+            let is_named = |package: &LockedConda| package.sha256.as_ref() == Some(digest) && file_of(&package.url) == file;
+            let stands_right = name.parent().is_some_and(|parent| parent == Path::new(digest));
+            return if stands_right && lock.conda.iter().any(is_named) { Ok(self.cache.brought().join(name)) } else { Err(unknown()) };
+        }
+        let hash = format!("sha256:{digest}");
+        if !lock.packages.iter().any(|package| package.hashes.contains(&hash)) {
+            return Err(unknown());
+        }
+        let place = self.cache.wheels().join(name);
+        if place.exists() && digest_of(&place).map_err(failed("an imported file cannot be read"))? != *digest {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!("{} is there already with other content; remove it if nobody needs it", place.display()),
+            ));
+        }
+        Ok(place)
+    }
+
+    /// Fails if the archive lacks a conda package of its lock: that would come to light on the machine without a network, when it is too late.
+    fn complete_downloads(&self, places: &[PathBuf]) -> Result<()> {
+        for LockedConda { name, url, sha256, .. } in &self.manifest.lock.conda {
+            let place = self.cache.brought().join(sha256.as_deref().unwrap_or_default()).join(file_of(url));
+            if !places.contains(&place) {
+                return Err(refused(format!("the archive lacks the file of the package {name}, which its lock names")));
+            }
         }
         Ok(())
     }
@@ -355,6 +377,11 @@ impl Reader<'_> {
         place.parent().map_or(Ok(()), fs::create_dir_all).map_err(unwritable())?;
         symlink(target, &place).map_err(unwritable())
     }
+}
+
+/// The name of the file that a URL ends with.
+fn file_of(url: &str) -> &str {
+    url.rsplit('/').next().unwrap_or_default()
 }
 
 fn link_of<R: Read>(entry: &Entry<'_, R>) -> Result<PathBuf> {

@@ -138,6 +138,7 @@ impl IndexSources {
                 }
             }
         }
+        links.extend(self.imported.iter().map(|wheels| wheels.display().to_string()));
         let words = [("PIP_INDEX_URL", default.into_iter().collect()), ("PIP_EXTRA_INDEX_URL", extra), ("PIP_FIND_LINKS", links)];
         for (name, values) in words {
             if values.is_empty() {

@@ -16,6 +16,7 @@ use trainyard_core::environment::{LockedPackage, PipList, PipOption, Progress, r
 use super::{
     cache::{BuilderLock, Cache},
     command::{Console, Ended, ask, command, run_logged, run_watched},
+    downloads::{Kind, note_use},
     host::Host,
     index::{IndexSources, also_find_in},
     measure::site_packages,
@@ -249,6 +250,7 @@ impl Installer<'_> {
         console.progress(&Progress::counted("installing", 0, u64::try_from(count).unwrap_or(u64::MAX), "packages"));
         let mut words = UvWords::default();
         let ended = run_watched(install, console, |line| words.progress(line)).await?;
+        note_use(self.cache, Kind::Pip);
         if ended.status.success() { Ok(()) } else { Err(failure(self.cache, &ended, "")) }
     }
 
@@ -283,6 +285,10 @@ impl Installer<'_> {
         uv.env("UV_PYTHON_DOWNLOADS", "never").env("UV_NO_PROGRESS", "1").env("NO_COLOR", "1").env("UV_PREVIEW_FEATURES", "pylock");
         if self.host.var("UV_CACHE_DIR").is_none() {
             uv.env("UV_CACHE_DIR", self.cache.packages());
+        }
+        // Links that are names only would lead nowhere once downloads are removed to make room.
+        if self.host.text("UV_LINK_MODE") == Some("symlink") {
+            uv.env("UV_LINK_MODE", "copy");
         }
         self.index.apply_policy(&mut uv, self.host);
         Ok(uv)

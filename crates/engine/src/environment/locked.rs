@@ -20,13 +20,19 @@ use super::{
     uv,
 };
 
-/// Makes the environment ready that `lock` describes.
+/// Makes the environment ready that `lock` describes, on the machine itself. One that stands on an image is refused: its packages are half of it.
 pub(super) async fn prepare(
     host: &Host,
     lock: &EnvironmentLock,
     settings: &EnvironmentSettings,
     console: &mut Console<'_>,
 ) -> Result<Prepared, PrepareError> {
+    if let Some(image) = &lock.image {
+        return Err(PrepareError::Lock(format!(
+            "the lock was made on the image `{}` ({}), and the run goes into no container: let it go into that image, or leave the lock out",
+            image.reference, image.digest
+        )));
+    }
     let cache = Cache::at(&settings.cache_dir)?;
     if let Some(hash) = built_before(&cache, lock)?
         && let Some(found) = cache.complete(&hash)

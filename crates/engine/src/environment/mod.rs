@@ -8,8 +8,10 @@ mod activation;
 mod build;
 mod bundle;
 mod cache;
+mod collect;
 mod command;
 mod conda;
+mod downloads;
 mod evict;
 mod export;
 mod host;
@@ -24,19 +26,24 @@ mod measure;
 mod overlay;
 mod prepare;
 mod pylock;
+mod record;
 mod settings;
 mod usage;
 mod uv;
+mod verify;
 
 #[cfg(test)]
 mod tests;
 
 pub use bundle::Form;
 pub use command::BuildLog;
-pub use evict::{CachedEnvironment, PruneOptions, Pruned, cached, pin, prune, unpin};
+pub use downloads::Downloads;
+pub use evict::{CachedEnvironment, PruneOptions, Pruned, cached, downloads, pin, prune, unpin};
 pub use export::{Exported, export};
 pub use import::{Imported, import};
 pub use overlay::overlay;
 pub use prepare::{PrepareError, Prepared, prepare};
+pub use record::{Difference, How};
 pub use settings::{EnvironmentSettings, PythonFallback};
 pub use usage::InUse;
+pub use verify::{Repair, Verified, verify};

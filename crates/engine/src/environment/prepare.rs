@@ -27,6 +27,7 @@ use super::{
     settings::EnvironmentSettings,
     usage::InUse,
     uv,
+    verify::{discard_downloads, found_changed, watch},
 };
 
 /// The version of the way of building; another one builds every environment anew.
@@ -175,16 +176,22 @@ async fn prepare_for_use(
             console.line(&format!("environment {hash} was removed meanwhile; it is prepared again"));
             continue;
         }
-        let changes = cache.measured(&hash).map(|measured| measured.changes(&folder)).unwrap_or_default();
+        let installed = cache.measured(&hash).map(|measured| measured.changes(&folder)).unwrap_or_default();
+        let rewritten = found_changed(&cache, &hash).unwrap_or_default();
+        let changes = [installed.as_slice(), &rewritten.files].concat();
         if !changes.is_empty() {
             let changed = format!("environment {hash} was changed since it was built ({})", shortened(&changes));
             prepared.in_use = None;
             if tries < TRIES && evict(&cache, &hash).map_err(|error| PrepareError::disk("failed to remove a changed environment", error))? {
                 console.line(&format!("{changed}; it is built again"));
+                discard_downloads(host, (&cache, settings), &rewritten, console).await?;
                 continue;
             }
             prepared.in_use = InUse::begin(&cache, &hash, console.cancel).await?;
             prepared.warnings.push(format!("{changed}; it is used as it is, because other runs use it or it is pinned"));
+        }
+        if prepared.cached {
+            watch(&cache, &hash);
         }
         if !prepared.cached {
             if let Some(lock) = &prepared.lock {
@@ -193,7 +200,7 @@ async fn prepare_for_use(
             for removed in make_room(&cache, settings.max_bytes, &hash) {
                 console.line(&removed);
             }
-            tidy_in_background(&cache, settings.max_bytes);
+            tidy_in_background(&cache, settings);
         }
         return Ok(prepared);
     }

@@ -52,8 +52,7 @@ pub(super) async fn found(state: &AppState, context: &Context, path: &BTreeMap<S
 /// `GET environments`: the latest version of each; curated ones come on the first page.
 pub(crate) async fn list(State(state): State<AppState>, context: Context, query: Query) -> Result<Json<Page<Value>>, AzureError> {
     context.allow(Action::Read)?;
-    let token = query.non_empty("continuation").or_else(|| query.non_empty("continuationToken"));
-    let page = PageRequest { top: query.parsed("count", "a number")?.unwrap_or(0), token: token.map(str::to_owned) };
+    let page = page_request(&query)?;
     let rows = state.store.list_registered_environments(context.workspace.id, &page).await?;
     let curated = state.settings.curated.iter().filter(|_| page.token.is_none());
     let mut value: Vec<Value> = curated.map(|curated| Named::of_curated(curated).document()).collect();
@@ -61,6 +60,30 @@ pub(crate) async fn list(State(state): State<AppState>, context: Context, query:
         value.push(Named::of_row(row)?.document());
     }
     Ok(Json(Page::new(value, rows.token)))
+}
+
+/// `GET environments/{name}/versions`: every version of a name, the one that was registered last first.
+pub(crate) async fn list_versions(
+    State(state): State<AppState>,
+    context: Context,
+    Path(path): Parameters,
+    query: Query,
+) -> Result<Json<Page<Value>>, AzureError> {
+    context.allow(Action::Read)?;
+    // An unknown name is told like everywhere else; a curated one has the version of the configuration.
+    let latest = found(&state, &context, &path).await?;
+    let name = latest.definition.name.clone().unwrap_or_default();
+    if state.settings.curated.iter().any(|curated| curated.name == name) {
+        return Ok(Json(Page::new(vec![latest.document()], None)));
+    }
+    let rows = state.store.list_versions_of_environment(context.workspace.id, &name, &page_request(&query)?).await?;
+    let value = rows.items.into_iter().map(|row| Ok(Named::of_row(row)?.document())).collect::<Result<Vec<Value>>>()?;
+    Ok(Json(Page::new(value, rows.token)))
+}
+
+fn page_request(query: &Query) -> Result<PageRequest> {
+    let token = query.non_empty("continuation").or_else(|| query.non_empty("continuationToken"));
+    Ok(PageRequest { top: query.parsed("count", "a number")?.unwrap_or(0), token: token.map(str::to_owned) })
 }
 
 /// `GET environments/{name}` and `…/versions/{version}`.

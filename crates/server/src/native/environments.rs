@@ -11,9 +11,12 @@ use axum::{
 };
 use serde_json::Value;
 use trainyard_core::{Error, Result, access::Action, ids::EnvironmentHash};
-use trainyard_engine::environment::{self, EnvironmentSettings, PruneOptions};
+use trainyard_engine::environment::{self, Downloads, EnvironmentSettings, How, PruneOptions, Repair};
 use trainyard_store::{Page, PageRequest, environments::EnvironmentRecord};
-use trainyard_wire::native::{CachedEnvironment, Environment, EnvironmentList, EnvironmentSummary, Pin, PruneWish, Pruned};
+use trainyard_wire::native::{
+    CacheTotals, CachedEnvironment, DownloadSizes, Environment, EnvironmentList, EnvironmentSummary, FileDifference, Pin, PruneWish,
+    Pruned, Verified, VerifyWish,
+};
 
 use super::error::NativeError;
 use crate::{
@@ -51,7 +54,8 @@ pub(crate) async fn list_all(State(state): State<AppState>, caller: Caller, quer
     let request = page_request(&query)?;
     let found = state.store.list_environments(&request).await?;
     let mut cached = cached(&state).await?;
-    let mut list = page_of(found, &mut cached);
+    let totals = if request.token.is_none() { Some(totals(&state, &cached).await?) } else { None };
+    let mut list = EnvironmentList { cache: totals, ..page_of(found, &mut cached) };
     if request.token.is_none() {
         let mut unknown = Vec::new();
         for (hash, cached) in cached {
@@ -108,8 +112,8 @@ pub(crate) async fn prune(
     JsonBody(wish): JsonBody<PruneWish>,
 ) -> Result<Json<Pruned>, NativeError> {
     caller.allow_in(Action::Administer, None)?;
-    let PruneWish { dry_run, max_bytes, unused_seconds, downloads } = wish;
-    let options = PruneOptions { max_bytes, unused_for_seconds: unused_seconds, downloads, dry_run };
+    let PruneWish { dry_run, max_bytes, unused_seconds, downloads, imported } = wish;
+    let options = PruneOptions { max_bytes, unused_for_seconds: unused_seconds, downloads, imported, dry_run };
     let pruned = in_cache(&state, move |settings| environment::prune(settings, &options)).await?;
     let removed: Vec<String> = pruned.removed.iter().map(|environment| environment.hash.to_string()).collect();
     tracing::info!(
@@ -126,7 +130,48 @@ pub(crate) async fn prune(
         kept: pruned.kept,
         kept_bytes: pruned.kept_bytes,
         downloads_bytes: pruned.downloads_bytes,
+        downloads_kept: sizes(&pruned.downloads_kept),
     }))
+}
+
+/// `POST /api/v1/environments/{hash}/verify`: whether it is still what was built; with `repair` it is removed if it is not.
+pub(crate) async fn verify(
+    State(state): State<AppState>,
+    caller: Caller,
+    Path(path): Parameters,
+    JsonBody(VerifyWish { repair }): JsonBody<VerifyWish>,
+) -> Result<Json<Verified>, NativeError> {
+    caller.allow_in(Action::Administer, None)?;
+    let hash = hash(&path)?;
+    let repair = if repair { Repair::Remove } else { Repair::No };
+    let found = environment::verify(&state.settings.environments, &hash, repair).await?;
+    if found.removed {
+        tracing::info!(environment = %hash, files = found.differences.len(), by = caller.principal.display_name(), "a changed environment was removed");
+    }
+    let differences =
+        found.differences.into_iter().map(|difference| FileDifference { path: difference.path, how: word(difference.how).into() });
+    Ok(Json(Verified { hash: hash.to_string(), files: found.files, differences: differences.collect(), removed: found.removed }))
+}
+
+fn word(how: How) -> &'static str {
+    match how {
+        How::Changed => "changed",
+        How::Missing => "missing",
+        How::Added => "added",
+        How::NotAsPackaged => "not_as_packaged",
+    }
+}
+
+fn sizes(found: &Downloads) -> DownloadSizes {
+    let Downloads { pip, conda, indexes, images, imported } = *found;
+    DownloadSizes { pip, conda, indexes, images, imported }
+}
+
+/// What the cache holds as a whole.
+async fn totals(state: &AppState, cached: &Cached) -> Result<CacheTotals> {
+    let downloads = in_cache(state, |settings| Ok(environment::downloads(settings))).await?;
+    let environment_bytes = cached.values().map(|cached| cached.bytes).sum();
+    Ok(CacheTotals { environments: cached.len() as u64, environment_bytes, downloads: sizes(&downloads) })
 }
 
 fn hash(path: &BTreeMap<String, String>) -> Result<EnvironmentHash> {
@@ -166,7 +211,7 @@ async fn whole(state: &AppState, record: EnvironmentRecord) -> Result<Environmen
 
 fn page_of(found: Page<EnvironmentRecord>, cached: &mut Cached) -> EnvironmentList {
     let value = found.items.into_iter().map(|record| summary(&record, cached.remove(&record.hash))).collect();
-    EnvironmentList { value, continuation_token: found.token }
+    EnvironmentList { value, continuation_token: found.token, cache: None }
 }
 
 fn summary(record: &EnvironmentRecord, cached: Option<CachedEnvironment>) -> EnvironmentSummary {

@@ -89,7 +89,7 @@ impl Sql {
     /// Goes on with ` limit rows`.
     ///
     /// As a sum: SQLite looks at the value of a bare placeholder while it prepares, and prepares the statement anew whenever another value is
-    /// bound (SQLite's release notes of 3.47, "query planner"), which costs more than most of the queries. Statements with a fixed text say `limit ($1 + 0)`.
+    /// bound (3.51: `sqlite3ExprIsInteger`), which costs more than most of the queries. Statements with a fixed text say `limit ($1 + 0)`.
     pub(crate) fn push_limit(&mut self, rows: i64) -> &mut Self {
         self.push(" limit (").push_value(rows).push(" + 0)")
     }

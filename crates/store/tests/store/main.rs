@@ -115,6 +115,7 @@ store_suite! {
     registered_environments:
         equal_content_is_the_same_version_and_other_content_the_next,
         a_version_by_its_name_is_never_changed,
+        the_versions_of_a_name_come_in_pages_the_latest_first,
         a_label_stands_at_one_version,
         a_list_gives_the_latest_of_each_name_page_by_page,
         names_of_two_workspaces_do_not_meet,

@@ -60,6 +60,30 @@ pub(crate) async fn a_version_by_its_name_is_never_changed(bench: &Bench) {
     assert!(!format!("{kept:?}").contains("sealed"));
 }
 
+pub(crate) async fn the_versions_of_a_name_come_in_pages_the_latest_first(bench: &Bench) {
+    let workspace = bench.workspace().await;
+    for number in 1..=5 {
+        register(bench, new(workspace, "train", json!(number))).await;
+    }
+    register(bench, new(workspace, "other", json!(1))).await;
+    let (mut versions, mut token) = (Vec::new(), None);
+    loop {
+        let page = PageRequest { top: 2, token };
+        let found = bench.store.list_versions_of_environment(workspace, "train", &page).await.expect("a page");
+        versions.extend(found.items.into_iter().map(|version| (version.version, version.document)));
+        // What comes meanwhile belongs before the first page.
+        register(bench, new(workspace, "train", json!(versions.len() + 10))).await;
+        token = found.token;
+        if token.is_none() {
+            break;
+        }
+    }
+    let expected: Vec<(String, Value)> = (1..=5).rev().map(|number| (number.to_string(), json!(number))).collect();
+    assert_eq!(versions, expected);
+    let none = bench.store.list_versions_of_environment(workspace, "nobody", &PageRequest::default()).await.expect("a page");
+    assert!(none.items.is_empty() && none.token.is_none());
+}
+
 pub(crate) async fn a_label_stands_at_one_version(bench: &Bench) {
     let workspace = bench.workspace().await;
     for number in 1..=2 {

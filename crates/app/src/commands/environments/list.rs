@@ -1,10 +1,12 @@
 //! `trainyard environments list`.
 
 use anyhow::Result;
+use indicatif::HumanBytes;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
-use trainyard_wire::native::EnvironmentSummary;
+use trainyard_wire::native::{CacheTotals, EnvironmentSummary};
 
-use super::{Scope, all};
+use super::{Scope, all_with_totals, downloads};
 use crate::{
     client::Client,
     follow::text,
@@ -20,15 +22,29 @@ pub struct ListArgs {
     /// Environments under names instead: registered ones and those of the server's configuration
     #[arg(long, conflicts_with = "all")]
     names: bool,
+    /// The versions of one name instead, the latest first
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["all", "names"])]
+    versions: Option<String>,
 }
 
 /// Lists.
 pub(super) async fn run(args: &ListArgs, client: &Client, printer: &Printer) -> Result<()> {
     if args.names {
-        return names(client, printer).await;
+        return named(client, "/environments", printer).await;
     }
-    let found = all(client, if args.all { Scope::Server } else { Scope::Workspace }).await?;
-    printer.data(&found, |found| table(["HASH", "PYTHON", "PIP", "CONDA", "SIZE", "LAST USED (UTC)", "STATE"], found.iter().map(row)))
+    if let Some(name) = &args.versions {
+        return named(client, &format!("/environments/{}/versions", utf8_percent_encode(name, NON_ALPHANUMERIC)), printer).await;
+    }
+    let (found, totals) = all_with_totals(client, if args.all { Scope::Server } else { Scope::Workspace }).await?;
+    printer.data(&found, |found| {
+        let listed = table(["HASH", "PYTHON", "PIP", "CONDA", "SIZE", "LAST USED (UTC)", "STATE"], found.iter().map(row));
+        totals.as_ref().map_or_else(|| listed.clone(), |totals| format!("{}\n\n{}", listed.trim_end(), in_all(totals)))
+    })
+}
+
+fn in_all(totals: &CacheTotals) -> String {
+    let CacheTotals { environments, environment_bytes, downloads: sizes } = totals;
+    format!("in the cache: {environments} environments ({}); downloads: {}", HumanBytes(*environment_bytes), downloads(sizes))
 }
 
 fn row(one: &EnvironmentSummary) -> [String; 7] {
@@ -45,20 +61,21 @@ fn row(one: &EnvironmentSummary) -> [String; 7] {
         one.python.clone().unwrap_or_else(|| "-".to_owned()),
         one.pip_packages.to_string(),
         one.conda_packages.to_string(),
-        cached.map_or_else(|| "-".to_owned(), |cached| indicatif::HumanBytes(cached.bytes).to_string()),
+        cached.map_or_else(|| "-".to_owned(), |cached| HumanBytes(cached.bytes).to_string()),
         cached.map_or_else(|| "-".to_owned(), |cached| cached.last_used.get(..19).unwrap_or(&cached.last_used).to_owned()),
         state,
     ]
 }
 
-async fn names(client: &Client, printer: &Printer) -> Result<()> {
-    let base = client.azure("environment/v1.0", "/environments");
+/// A list of the environment service.
+async fn named(client: &Client, rest: &str, printer: &Printer) -> Result<()> {
+    let base = client.azure("environment/v1.0", rest);
     let (mut found, mut path): (Vec<Value>, String) = (Vec::new(), base.clone());
     loop {
         let page: Value = client.get(&path).await?;
         found.extend(page["value"].as_array().cloned().unwrap_or_default());
         let Some(token) = page["continuationToken"].as_str() else { break };
-        path = format!("{base}?continuation={}", percent_encoding::utf8_percent_encode(token, percent_encoding::NON_ALPHANUMERIC));
+        path = format!("{base}?continuation={}", utf8_percent_encode(token, NON_ALPHANUMERIC));
     }
     printer.data(&found, |found| table(["NAME", "VERSION"], found.iter().map(|one| [text(one, "name"), text(one, "version")])))
 }

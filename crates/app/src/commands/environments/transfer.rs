@@ -66,15 +66,13 @@ pub(super) async fn export(args: ExportArgs, data_dir: Option<PathBuf>, printer:
     let settings = args.place.settings(data_dir)?;
     let hash = full_hash(&settings, &args.hash)?;
     let form = if args.downloads { Form::Downloads } else { Form::Environment };
-    let (path, exported_hash, drawn) = (args.output.clone(), hash.clone(), *printer);
-    let written = tokio::task::spawn_blocking(move || {
-        write_whole(&path, |file| {
-            let mut stage = Stage::new(&drawn);
-            environment::export(&settings, &exported_hash, form, file, &mut |progress: &Progress| stage.step(progress))
-                .map_err(anyhow::Error::new)
-        })
-    });
-    let Exported { files, bytes, .. } = written.await??;
+    let mut stage = Stage::new(printer);
+    let Exported { files, bytes, .. } = write_whole(&args.output, async |file| {
+        let exported = environment::export(&settings, &hash, form, file, &mut |progress: &Progress| stage.step(progress)).await;
+        exported.map_err(anyhow::Error::new)
+    })
+    .await?;
+    drop(stage);
     let document = json!({ "hash": hash, "file": args.output, "files": files, "bytes": bytes });
     printer.data(&document, |_| format!("{hash}: {files} files, {} in {}", indicatif::HumanBytes(bytes), args.output.display()))?;
     Ok(ExitCode::SUCCESS)
@@ -123,16 +121,16 @@ fn full_hash(settings: &EnvironmentSettings, beginning: &str) -> Result<Environm
 }
 
 /// Writes a file beside its place and renames it when it is whole and on the disk.
-fn write_whole<T>(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<T>) -> Result<T> {
+async fn write_whole<T>(path: &Path, write: impl AsyncFnOnce(&mut (dyn Write + Send)) -> Result<T>) -> Result<T> {
     let aside = path.with_file_name(format!(".{}.part", path.file_name().unwrap_or_default().to_string_lossy()));
-    let finish = || -> Result<T> {
+    let finish = async || -> Result<T> {
         let mut file = BufWriter::new(File::create(&aside).with_context(|| format!("{} cannot be written", path.display()))?);
-        let result = write(&mut file)?;
+        let result = write(&mut file).await?;
         file.into_inner().map_err(io::IntoInnerError::into_error).and_then(|file| file.sync_all()).context("the disk refused the file")?;
         fs::rename(&aside, path).with_context(|| format!("{} cannot be put at its place", path.display()))?;
         Ok(result)
     };
-    let result = finish();
+    let result = finish().await;
     if result.is_err() {
         // Whatever was written is of no use.
         let _ = fs::remove_file(&aside);
@@ -144,17 +142,18 @@ fn write_whole<T>(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<T>) 
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_file_that_fails_half_way_is_not_there() {
+    #[tokio::test]
+    async fn a_file_that_fails_half_way_is_not_there() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("env.tar");
-        let failed: Result<()> = write_whole(&path, |file| {
+        let failed: Result<()> = write_whole(&path, async |file| {
             file.write_all(b"half")?;
             bail!("the rest is missing")
-        });
+        })
+        .await;
         assert!(failed.is_err());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
-        write_whole(&path, |file| Ok(file.write_all(b"whole")?)).unwrap();
+        write_whole(&path, async |file| Ok(file.write_all(b"whole")?)).await.unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"whole");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }

@@ -12,7 +12,10 @@ use tokio_util::sync::CancellationToken;
 use trainyard_core::environment::{EnvironmentSpec, Progress, PythonEnvironment};
 
 use super::{
-    super::{BuildLog, PythonFallback, prepare::prepare_on},
+    super::{
+        BuildLog, Difference, Downloads, Form, How, PruneOptions, PythonFallback, Repair, downloads, export, import, prepare::prepare_on,
+        prune, verify,
+    },
     *,
 };
 
@@ -81,13 +84,12 @@ impl Node {
     }
 
     /// Whether the pip side can be tried; if not, the test says so.
-    #[expect(clippy::print_stderr, reason = "a test that could not do its work must say so")]
     async fn has_uv(&self, test: &str) -> bool {
         let (mut log, cancel) = (Log::default(), CancellationToken::new());
         match uv::locate(&self.host, &self.settings, &mut Console::new(&mut log, &cancel)).await {
             Ok(_) => true,
             Err(error) => {
-                eprintln!("SKIPPED {test}: uv can not be had ({error})");
+                skip(test, &format!("uv can not be had ({error})"));
                 false
             }
         }
@@ -96,6 +98,11 @@ impl Node {
     fn environments(&self) -> usize {
         std::fs::read_dir(self.settings.cache_dir.join("envs")).map_or(0, Iterator::count)
     }
+}
+
+#[expect(clippy::print_stderr, reason = "a test that could not do its work must say so")]
+fn skip(test: &str, why: &str) {
+    eprintln!("SKIPPED {test}: {why}");
 }
 
 fn owned(list: &[&str]) -> Vec<String> {
@@ -286,6 +293,149 @@ async fn a_build_that_is_cancelled_or_dropped_leaves_nothing_and_the_next_one_su
     let again = tokio::time::timeout(Duration::from_secs(400), node.ready(&spec)).await.expect("the lock comes free");
     assert!(!again.0.cached);
     assert_eq!(run(&again.0, "import greeting; print(greeting.__version__)"), "2.0");
+}
+
+#[tokio::test]
+async fn the_downloads_of_a_lock_with_conda_and_pip_build_it_on_a_machine_without_network() {
+    let here = Node::new();
+    if !here.has_uv("the_downloads_of_a_lock_with_conda_and_pip").await {
+        return;
+    }
+    let pip = wheel();
+    let (original, _) = here.ready(&conda(&["greeting=1", "python"], &pip.each_ref().map(String::as_str))).await;
+    let mut archive = Vec::new();
+    let hash = original.hash.clone().unwrap();
+    let exported = export(&here.settings, &hash, Form::Downloads, &mut archive, &mut |_: &Progress| {}).await;
+    if let Err(error) = &exported
+        && error.message().contains("pip")
+        && error.message().contains("index")
+    {
+        // Its Python has no pip, and one to fetch wheels with comes from an index.
+        return skip("the_downloads_of_a_lock_with_conda_and_pip", error.message());
+    }
+    assert!(exported.unwrap().files >= 4);
+
+    let mut there = Node::new();
+    there.settings.offline = true;
+    there.settings.conda_channels.clear();
+    let brought = import(&there.settings, &mut archive.as_slice(), &mut |_: &Progress| {}).await.unwrap();
+    assert_eq!((brought.form, brought.lock.conda.len()), (Form::Downloads, 3));
+    assert!(downloads(&there.settings).imported > 1 << 20);
+    assert!(import(&there.settings, &mut archive.as_slice(), &mut |_: &Progress| {}).await.is_ok(), "the second time changes nothing");
+    // The channel of the first machine is out of reach here.
+    let mut lock = brought.lock;
+    lock.conda.iter_mut().for_each(|package| package.url = package.url.replace("file://", "https://unreachable.invalid"));
+    let (built, _) = there.ready(&EnvironmentSpec::Locked(lock.clone())).await;
+    let code = "import greeting, trainyard_wheel; print(greeting.__version__, trainyard_wheel.WORDS)";
+    assert_eq!(run(&built, code), "1.0 from a wheel");
+    assert_eq!(built.lock.unwrap().conda, lock.conda);
+
+    let options = PruneOptions { max_bytes: Some(u64::MAX), downloads: true, ..PruneOptions::default() };
+    assert!(prune(&there.settings, &options).unwrap().downloads_kept.imported > 1 << 20, "what was brought stays");
+    let pruned = prune(&there.settings, &PruneOptions { imported: true, ..options }).unwrap();
+    assert_eq!(pruned.downloads_kept, Downloads::default());
+}
+
+#[tokio::test]
+async fn an_archive_that_lacks_a_package_or_brings_another_one_is_refused() {
+    let here = Node::new();
+    let (original, _) = here.ready(&conda(&["libgreet", "python"], &[])).await;
+    let mut archive = Vec::new();
+    let hash = original.hash.clone().unwrap();
+    export(&here.settings, &hash, Form::Downloads, &mut archive, &mut |_: &Progress| {}).await.unwrap();
+    let there = Node::new();
+    let refused = async |archive: Vec<u8>| {
+        let error = import(&there.settings, &mut archive.as_slice(), &mut |_: &Progress| {}).await.unwrap_err();
+        assert!(!there.settings.cache_dir.join("packages").exists(), "{error}");
+        error.message().to_owned()
+    };
+    let renamed = |from: &str, to: &str| {
+        let (from, to) = (from.as_bytes(), to.as_bytes());
+        let at = archive.windows(from.len()).position(|window| window == from).unwrap();
+        let mut changed = archive.clone();
+        changed[at..at + from.len()].copy_from_slice(to);
+        changed
+    };
+    // In the manifest, which stands first: the lock then names a file that is not there.
+    let words = refused(renamed("libgreet-2.0-0.tar.bz2", "libgreet-2.0-1.tar.bz2")).await;
+    assert!(words.contains("is not one of the files that its lock names"), "{words}");
+    let damaged = {
+        let mut changed = archive.clone();
+        let middle = changed.len() / 2;
+        changed[middle] ^= 1;
+        changed
+    };
+    assert!(refused(damaged).await.contains("is damaged"));
+}
+
+#[tokio::test]
+async fn conda_downloads_are_counted_and_the_longest_unused_go_first_but_never_while_somebody_builds() {
+    let node = Node::new();
+    let (prepared, _) = node.ready(&conda(&["libgreet", "pinned", "python"], &[])).await;
+    let sizes = downloads(&node.settings);
+    assert!(sizes.conda > 10 << 20 && sizes.imported == 0, "{sizes:?}");
+    let packages = node.settings.cache_dir.join("conda/pkgs");
+    let kept = || {
+        let mut names: Vec<String> = std::fs::read_dir(&packages)
+            .map(|entries| entries.map(|entry| entry.unwrap()).filter(|entry| entry.path().is_dir()).collect::<Vec<_>>())
+            .unwrap_or_default()
+            .iter()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    };
+    let all = kept();
+    assert_eq!(all.len(), 3, "{all:?}");
+    let python = packages.join(all.iter().find(|name| name.starts_with("python")).unwrap());
+    let long_ago = std::time::SystemTime::now() - Duration::from_secs(86_400 * 30);
+    std::fs::File::open(&python).unwrap().set_modified(long_ago).unwrap();
+
+    let mut settings = node.settings.clone();
+    settings.max_bytes = sizes.removable() - 1;
+    let keep_environments = PruneOptions { max_bytes: Some(u64::MAX), ..PruneOptions::default() };
+    let building = InUse::share(Cache::at(&settings.cache_dir).unwrap().downloads_lock(), &CancellationToken::new()).await.unwrap();
+    assert_eq!(prune(&settings, &keep_environments).unwrap().downloads_bytes, 0, "somebody builds with them");
+    drop(building);
+    let told = prune(&settings, &PruneOptions { dry_run: true, ..keep_environments.clone() }).unwrap();
+    assert!(told.downloads_bytes > 10 << 20 && kept() == all);
+    let pruned = prune(&settings, &keep_environments).unwrap();
+    assert_eq!((pruned.downloads_bytes, pruned.downloads_kept), (told.downloads_bytes, told.downloads_kept));
+    assert_eq!(kept().len(), 2, "only the one that was not used for the longest time went: {:?}", kept());
+    assert!(!python.exists() && run(&prepared, "print(1)") == "1", "what is built does not notice");
+
+    // Where there is no network nothing could be fetched again.
+    settings.offline = true;
+    settings.max_bytes = 1;
+    assert_eq!(prune(&settings, &keep_environments).unwrap().downloads_bytes, 0);
+    let pruned = prune(&settings, &PruneOptions { downloads: true, ..keep_environments }).unwrap();
+    assert_eq!((kept().len(), pruned.downloads_kept.removable()), (0, 0));
+    let (again, _) = node.ready(&conda(&["libgreet", "pinned=1.0=plain_0", "python"], &[])).await;
+    assert!(!again.cached && run(&again, "print(1)") == "1");
+}
+
+#[tokio::test]
+async fn a_file_of_a_conda_package_that_was_rewritten_in_place_is_found_and_repaired_with_what_it_was_linked_from() {
+    let node = Node::new();
+    let spec = conda(&["libgreet", "pinned", "python"], &[]);
+    let (prepared, _) = node.ready(&spec).await;
+    let hash = prepared.hash.clone().unwrap();
+    let folder = node.settings.cache_dir.join("envs").join(hash.as_str());
+    let good = verify(&node.settings, &hash, Repair::No).await.unwrap();
+    assert_eq!((good.differences.as_slice(), good.files > 500), (&[][..], true));
+    let path = "share/pinned.txt";
+    // Through the link also what the package was unpacked into.
+    std::fs::write(folder.join(path), "something else\n").unwrap();
+    let found = verify(&node.settings, &hash, Repair::No).await.unwrap();
+    assert_eq!(found.differences, [Difference { path: path.into(), how: How::Changed }]);
+    let error = verify(&node.settings, &hash, Repair::Remove).await.unwrap_err();
+    assert!(error.message().contains("a run uses it"), "{error}");
+    drop(prepared);
+    assert!(verify(&node.settings, &hash, Repair::Remove).await.unwrap().removed);
+    let (again, _) = node.ready(&spec).await;
+    assert!(!again.cached);
+    assert_eq!(std::fs::read_to_string(folder.join(path)).unwrap(), "special_1\n");
+    assert_eq!(verify(&node.settings, &hash, Repair::No).await.unwrap().differences, []);
 }
 
 #[tokio::test]

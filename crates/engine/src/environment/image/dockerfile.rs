@@ -1,8 +1,7 @@
 //! Building an image from a Dockerfile that came with the definition: no context, once per text.
 
-use sha2::{Digest as _, Sha256};
 use trainyard_core::{
-    container::{full_reference, registry_of},
+    container::{built_reference, full_reference, registry_of},
     environment::Progress,
 };
 
@@ -33,8 +32,8 @@ pub(super) async fn build(desk: &Desk<'_>, text: &str, console: &mut Console<'_>
             "Apptainer cannot build a Dockerfile: build the image elsewhere and name it in BaseImage, or use a target with Podman or Docker".into(),
         ));
     }
-    let hash = hex::encode(&Sha256::digest(text)[..16]);
-    let tag = format!("localhost/trainyard/built:{hash}");
+    let tag = built_reference(text);
+    let hash = tag.rsplit(':').next().unwrap_or_default();
     if let Some(image) = inspect(desk, &tag, console).await? {
         console.line(&format!("the Dockerfile was built before: {tag}"));
         return Ok(image);

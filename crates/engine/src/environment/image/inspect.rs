@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use trainyard_core::{
-    container::{full_reference, registry_of},
+    container::{full_reference, registry_of, repository},
     environment::LockedImage,
 };
 
 use super::{
-    super::{command::Console, prepare::PrepareError},
+    super::{command::Console, prepare::PrepareError, usage::InUse},
     desk::Desk,
 };
 
@@ -28,6 +28,8 @@ pub(super) struct Image {
     pub(super) variables: BTreeMap<String, String>,
     /// E.g. `amd64`; empty where the engine does not say.
     pub(super) architecture: String,
+    /// Keeps it from being removed, where it is a file of the cache.
+    pub(super) in_use: Option<InUse>,
 }
 
 impl Image {
@@ -86,17 +88,8 @@ fn read(answer: &str, reference: &str) -> Option<Image> {
         variables: variables.iter().filter_map(|entry| entry.split_once('=')).map(|(name, value)| (name.into(), value.into())).collect(),
         architecture,
         id,
+        in_use: None,
     })
-}
-
-/// The name without tag and digest.
-pub(super) fn repository(reference: &str) -> &str {
-    let name = reference.split('@').next().unwrap_or(reference);
-    match name.rsplit_once(':') {
-        // A port is no tag.
-        Some((repository, tag)) if !tag.contains('/') => repository,
-        _ => name,
-    }
 }
 
 #[cfg(test)]
@@ -121,14 +114,5 @@ mod tests {
         assert_eq!((image.digest.as_str(), image.variables.len()), ("sha256:aa", 0));
         assert_eq!(read("[]", "x"), None);
         assert_eq!(read("garbage", "x"), None);
-    }
-
-    #[test]
-    fn a_port_is_no_tag() {
-        for (reference, expected) in
-            [("h:5000/a/b:1", "h:5000/a/b"), ("h:5000/a", "h:5000/a"), ("a@sha256:1", "a"), ("a:1@sha256:1", "a"), ("a", "a")]
-        {
-            assert_eq!(repository(reference), expected);
-        }
     }
 }

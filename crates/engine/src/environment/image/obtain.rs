@@ -2,7 +2,7 @@
 
 use sha2::{Digest as _, Sha256};
 use trainyard_core::{
-    container::{ContainerSpec, ImageSource, full_reference, is_digest, registry_of},
+    container::{ContainerSpec, ImageSource, full_reference, is_digest, registry_of, repository},
     environment::{LockedImage, Progress},
 };
 
@@ -10,11 +10,13 @@ use super::{
     super::{
         cache::BuilderLock,
         command::{Console, run_logged},
+        downloads::{image_lock_file, image_use_file},
         prepare::PrepareError,
+        usage::InUse,
     },
     desk::{Desk, engine_words},
     dockerfile,
-    inspect::{Image, inspect, repository},
+    inspect::{Image, inspect},
     login::Logins,
 };
 use crate::container::Kind;
@@ -27,6 +29,12 @@ pub(super) async fn obtain(
     console: &mut Console<'_>,
 ) -> Result<Image, PrepareError> {
     let image = match (&spec.image, locked) {
+        (named, Some(locked)) if !named.means(locked) => {
+            return Err(PrepareError::Lock(format!(
+                "the lock was made on the image `{}` ({}), and the run is to go into another one: name that image, or leave the lock out",
+                locked.reference, locked.digest
+            )));
+        }
         (_, Some(locked)) => exactly(desk, locked, console).await?,
         (ImageSource::Named { reference }, None) => named(desk, reference, console).await?,
         (ImageSource::Dockerfile { text }, None) => dockerfile::build(desk, text, console).await?,
@@ -118,36 +126,39 @@ async fn exactly(desk: &Desk<'_>, locked: &LockedImage, console: &mut Console<'_
 
 /// Apptainer's way: an image is a file, one that the definition names or one that is made from a registry's.
 async fn image_file(desk: &Desk<'_>, reference: &str, console: &mut Console<'_>) -> Result<Image, PrepareError> {
-    let of_file = |path: &std::path::Path, digest: String| Image {
+    let of_file = |path: &std::path::Path, digest: String, in_use: Option<InUse>| Image {
         id: path.to_string_lossy().into_owned(),
         reference: reference.to_owned(),
         digests: vec![digest.clone()],
         digest,
         variables: std::collections::BTreeMap::new(),
         architecture: String::new(),
+        in_use,
     };
     if reference.starts_with('/') {
         let path = std::path::PathBuf::from(reference);
         let digest = file_digest(path.clone()).await?;
-        return Ok(of_file(&path, digest));
+        return Ok(of_file(&path, digest, None));
     }
     let full = full_reference(reference);
     let name = hex::encode(&Sha256::digest(&full)[..16]);
-    let file = desk.cache.root().join("images").join(format!("{name}.sif"));
+    let file = desk.cache.images().join(format!("{name}.sif"));
+    // From before it is looked at until its container is gone nobody removes it.
+    let in_use = InUse::share(image_use_file(&desk.cache, &name), console.cancel).await?;
     if let Some(digest) = desk.cache.recall::<String>("images", &name).filter(|_| file.is_file()) {
-        return Ok(of_file(&file, digest));
+        return Ok(of_file(&file, digest, in_use));
     }
-    let lock = BuilderLock::acquire(&desk.cache.root().join("locks").join(format!("pull-{name}.lock")), console).await?;
+    let lock = BuilderLock::acquire(&image_lock_file(&desk.cache, &name), console).await?;
     if !file.is_file() {
         let partial = file.with_extension("partial");
-        let made = std::fs::create_dir_all(desk.cache.root().join("images"));
+        let made = std::fs::create_dir_all(desk.cache.images());
         made.map_err(|error| PrepareError::disk("the folder of images cannot be made", error))?;
         pull_file(desk, &full, (&partial, &lock), console).await?;
         std::fs::rename(&partial, &file).map_err(|error| PrepareError::disk("the image cannot be put into its place", error))?;
     }
     let digest = file_digest(file.clone()).await?;
     desk.cache.note("images", &name, &digest);
-    Ok(of_file(&file, digest))
+    Ok(of_file(&file, digest, in_use))
 }
 
 async fn pull_file(

@@ -20,6 +20,7 @@ use super::{
         build::Build,
         cache::{BuilderLock, Cache},
         command::Console,
+        downloads::tree_bytes,
         host::Host,
         index::IndexSources,
         interpreter::Interpreter,
@@ -113,7 +114,7 @@ impl OnTop<'_> {
 
     async fn build(&self, held: &BuilderLock, console: &mut Console<'_>) -> Result<Topped, PrepareError> {
         let Self { desk, image, interpreter, list, hash, .. } = self;
-        let place = desk.cache.place(hash).await?;
+        let mut place = desk.cache.place(hash).await?;
         let stand_in = desk.cache.environment(hash);
         let failed = |error| PrepareError::disk("the folder of the environment cannot be made", error);
         fs::create_dir_all(stand_in.join("bin")).map_err(failed)?;
@@ -143,6 +144,8 @@ impl OnTop<'_> {
         } else {
             let tag = layer::tag(desk, image, hash);
             let made = layer::ensure(desk, image, (&prefix, &tag), console).await?;
+            // The layer goes with the stand-in, so its size counts for what goes when there is no room.
+            place.takes_elsewhere(tree_bytes(&prefix));
             fs::remove_dir_all(stand_in.join("in-image")).map_err(failed)?;
             made
         };

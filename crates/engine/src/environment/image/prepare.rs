@@ -63,6 +63,8 @@ pub(crate) struct InImage {
     pub(crate) variables: BTreeMap<String, String>,
     /// A folder that is mounted, where the engine has no layers.
     pub(crate) mounted: Option<PathBuf>,
+    /// Keeps the image from being removed, where it is a file of the cache.
+    pub(crate) image_in_use: Option<InUse>,
 }
 
 /// Makes `spec` ready inside the image of `containment`. As [`super::super::prepare()`]: a cached one costs little, several callers build once.
@@ -124,6 +126,7 @@ async fn prepare(
         EnvironmentSpec::Locked(lock) => exactly(desk, &image, lock, console).await?,
     };
     ready.variables = image.variables.clone();
+    ready.image_in_use = image.in_use.clone();
     if let Some(hash) = &ready.prepared.hash
         && desk.cache.is_complete(hash)
     {
@@ -176,7 +179,7 @@ fn as_it_is(desk: &Desk<'_>, image: &Image, found: &Probed) -> Result<InImage, P
     let identity = Sha256::digest(format!("image\n{}\n{}", image.digest, program.display()));
     let hash = EnvironmentHash::new(hex::encode(&identity[..16]))?;
     let prepared = Prepared { hash: Some(hash), lock: Some(lock), ..Prepared::user_managed(program) };
-    Ok(InImage { prepared, image: image.id.clone(), variables: BTreeMap::new(), mounted: None })
+    Ok(InImage { prepared, image: image.id.clone(), variables: BTreeMap::new(), mounted: None, image_in_use: None })
 }
 
 /// A Python version and pip requirements.
@@ -257,7 +260,7 @@ async fn topped(on_top: OnTop<'_>, console: &mut Console<'_>) -> Result<InImage,
         bin_dir: Some(topped.prefix.join("bin")),
         ..Prepared::user_managed(topped.prefix.join("bin/python"))
     };
-    Ok(InImage { prepared, image: topped.image, variables: BTreeMap::new(), mounted })
+    Ok(InImage { prepared, image: topped.image, variables: BTreeMap::new(), mounted, image_in_use: None })
 }
 
 /// An environment that was built on this machine and needs nothing of it, conda's: a layer at the same path.
@@ -279,7 +282,7 @@ async fn of_this_machine(
     if let Some(lock) = &mut prepared.lock {
         lock.image = Some(image.locked());
     }
-    Ok(InImage { prepared, image: made, variables: BTreeMap::new(), mounted })
+    Ok(InImage { prepared, image: made, variables: BTreeMap::new(), mounted, image_in_use: None })
 }
 
 /// Exactly what a lock says.

@@ -23,9 +23,9 @@ async fn built(node: &Node, pip: &[&str]) -> Prepared {
     prepared.unwrap_or_else(|error| panic!("{error}\n{}", log.join("\n")))
 }
 
-fn exported(node: &Node, prepared: &Prepared, form: Form) -> Vec<u8> {
+async fn exported(node: &Node, prepared: &Prepared, form: Form) -> Vec<u8> {
     let mut archive = Vec::new();
-    let made = export(&node.settings, prepared.hash.as_ref().unwrap(), form, &mut archive, &mut |_: &Progress| {}).unwrap();
+    let made = export(&node.settings, prepared.hash.as_ref().unwrap(), form, &mut archive, &mut |_: &Progress| {}).await.unwrap();
     assert!(made.files > 0 && made.bytes > 0);
     archive
 }
@@ -39,7 +39,7 @@ async fn an_environment_works_on_a_machine_without_network_and_stays_there() {
     let index = Index::start(Manner::Answers, &PACKAGES).await;
     let Some(here) = Node::with_index("an_environment_works_on_a_machine_without_network", &index).await else { return };
     let original = built(&here, &["app"]).await;
-    let archive = exported(&here, &original, Form::Environment);
+    let archive = exported(&here, &original, Form::Environment).await;
     let mut there = Node::with_index("an_environment_works_on_a_machine_without_network", &index).await.unwrap();
     there.settings.offline = true;
     there.settings.tools_dir = "/does/not/exist".into();
@@ -67,7 +67,7 @@ async fn the_downloads_of_a_lock_build_exactly_it_without_network() {
     // With the real index: the environment needs its pip for this.
     let Some(here) = Node::new("the_downloads_of_a_lock").await else { return };
     let original = built(&here, &["six==1.16.0"]).await;
-    let archive = exported(&here, &original, Form::Downloads);
+    let archive = exported(&here, &original, Form::Downloads).await;
     let mut there = Node::new("the_downloads_of_a_lock").await.unwrap();
     let nothing = [("UV_CACHE_DIR", there._folder.path().join("uv").into_os_string())];
     there.host = super::Host::with(there.host.variables().clone().into_iter().chain(nothing.map(|(name, value)| (name.into(), value))));
@@ -190,7 +190,7 @@ async fn damaged_and_foreign_archives_are_refused_with_the_reason() {
     assert!(refusal(&node, &foreign).await.contains("was built on macosx-11.0-arm64, and this machine is linux-"));
     let python = with(|manifest| manifest["lock"]["python"] = "3.2.1".into());
     assert!(refusal(&node, &python).await.contains("stands on Python 3.2.1, which is not at hand"));
-    let newer = with(|manifest| manifest["format"] = 2.into());
+    let newer = with(|manifest| manifest["format"] = 3.into());
     assert!(refusal(&node, &newer).await.contains("of a newer trainyard"));
     let conda = with(|manifest| {
         manifest["lock"]["conda"] = serde_json::json!([{ "name": "x", "version": "1", "build": "0", "url": "https://c.example/x.conda" }]);
@@ -205,6 +205,6 @@ async fn what_is_not_in_the_cache_can_not_be_exported() {
     let index = Index::start(Manner::Answers, &PACKAGES).await;
     let Some(node) = Node::with_index("what_is_not_in_the_cache", &index).await else { return };
     let unknown = "0123456789abcdef0123456789abcdef".parse().unwrap();
-    let error = export(&node.settings, &unknown, Form::Environment, &mut Vec::new(), &mut |_: &Progress| {}).unwrap_err();
+    let error = export(&node.settings, &unknown, Form::Environment, &mut Vec::new(), &mut |_: &Progress| {}).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
 }

@@ -12,7 +12,7 @@ use super::{
     index::{Index, Manner},
     python, run,
 };
-use crate::environment::{Prepared, PruneOptions, cached, overlay, pin, prune, unpin};
+use crate::environment::{How, Prepared, PruneOptions, Repair, cache::Cache, cached, overlay, pin, prune, unpin, verify, verify::walk};
 
 const PACKAGES: [(&str, &str, &str); 5] =
     [("one", "1.0", ""), ("two", "1.0", ""), ("three", "1.0", ""), ("four", "1.0", ""), ("four", "2.0", "")];
@@ -119,6 +119,56 @@ async fn an_environment_that_somebody_installed_into_is_built_again_once_nobody_
     let third = third.unwrap();
     assert!(!third.cached && third.warnings.is_empty() && builds(&log) == 1, "{log:?}");
     assert!(!Path::new(&site).join("smuggled.py").exists());
+}
+
+#[tokio::test]
+async fn a_file_that_was_rewritten_in_place_is_found_by_the_walk_beside_a_use_and_built_again_from_fresh_downloads() {
+    let index = Index::start(Manner::Answers, &PACKAGES).await;
+    let Some(node) = Node::with_index("a_file_that_was_rewritten_in_place", &index).await else { return };
+    let spec = python(None, &["one"]);
+    let first = node.prepare(&spec).await.0.unwrap();
+    let (hash, cache) = (first.hash.clone().unwrap(), Cache::at(&node.settings.cache_dir).unwrap());
+    let module = run(&first, "import one; print(one.__file__)");
+    let good = fs::read(&module).unwrap();
+    drop(first);
+    fs::write(&module, "version = 'rewritten'\n").unwrap();
+    walk(&cache, &hash);
+    let (again, log) = node.prepare(&spec).await;
+    let again = again.unwrap_or_else(|error| panic!("{error}\n{log:?}"));
+    assert!(!again.cached && builds(&log) == 1, "{log:?}");
+    assert!(log.iter().any(|line| line.contains("was changed since it was built") && line.contains("one.py")), "{log:?}");
+    assert_eq!(fs::read(&module).unwrap(), good, "what uv keeps shared the file, and was not linked again");
+    walk(&cache, &hash);
+    drop(again);
+    assert!(node.prepare(&spec).await.0.unwrap().cached, "nothing is held against the new one");
+}
+
+#[tokio::test]
+async fn verifying_names_what_differs_and_repairs_what_nobody_uses() {
+    let index = Index::start(Manner::Answers, &PACKAGES).await;
+    let Some(node) = Node::with_index("verifying_names_what_differs", &index).await else { return };
+    let spec = python(None, &["one", "two"]);
+    let prepared = node.prepare(&spec).await.0.unwrap();
+    let hash = prepared.hash.clone().unwrap();
+    let site = run(&prepared, "import one, os; print(os.path.dirname(one.__file__))");
+    assert_eq!(verify(&node.settings, &hash, Repair::No).await.unwrap().differences, []);
+    fs::write(Path::new(&site).join("one.py"), "").unwrap();
+    fs::remove_file(Path::new(&site).join("two.py")).unwrap();
+    fs::write(Path::new(&site).join("three.py"), "").unwrap();
+    let found: Vec<(String, How)> = verify(&node.settings, &hash, Repair::No)
+        .await
+        .unwrap()
+        .differences
+        .into_iter()
+        .map(|file| (file.path.rsplit('/').next().unwrap().to_owned(), file.how))
+        .collect();
+    assert_eq!(found, [("one.py".into(), How::Changed), ("two.py".into(), How::Missing), ("three.py".into(), How::Added)]);
+    pin(&node.settings, &hash).unwrap();
+    drop(prepared);
+    assert!(verify(&node.settings, &hash, Repair::Remove).await.unwrap_err().message().contains("pinned"));
+    unpin(&node.settings, &hash).unwrap();
+    assert!(verify(&node.settings, &hash, Repair::Remove).await.unwrap().removed);
+    assert!(verify(&node.settings, &hash, Repair::No).await.unwrap_err().message().contains("is not in the cache"));
 }
 
 #[tokio::test]

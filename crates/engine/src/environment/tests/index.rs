@@ -29,7 +29,12 @@ pub(super) enum Manner {
     Private,
     /// It answers about packages, and its files never come.
     Stalls,
+    /// Its packages have a file that leads out of the environment.
+    Malicious,
 }
+
+/// Where that file would be.
+pub(super) const OUTSIDE: &str = "/tmp/trainyard-wheel-was-here";
 
 /// A running index; it ends with the test.
 pub(super) struct Index {
@@ -49,7 +54,7 @@ impl Index {
         let mut wheels: BTreeMap<String, Vec<(String, Vec<u8>)>> = BTreeMap::new();
         for (name, version, requires) in packages {
             let file = format!("{}-{version}-py3-none-any.whl", name.replace('-', "_"));
-            wheels.entry((*name).to_owned()).or_default().push((file, wheel(name, version, requires)));
+            wheels.entry((*name).to_owned()).or_default().push((file, wheel(name, version, requires, manner)));
         }
         let shared = Arc::new(Shared { manner, wheels, sent: AtomicUsize::new(0) });
         let router = Router::new().route("/simple/{name}/", get(page)).route("/files/{file}", get(send)).with_state(Arc::clone(&shared));
@@ -77,16 +82,19 @@ impl Index {
     }
 }
 
-fn wheel(name: &str, version: &str, requires: &str) -> Vec<u8> {
+fn wheel(name: &str, version: &str, requires: &str, manner: Manner) -> Vec<u8> {
     let module = name.replace('-', "_");
     let info = format!("{module}-{version}.dist-info");
     let requires = if requires.is_empty() { String::new() } else { format!("Requires-Dist: {requires}\n") };
-    let files = [
+    let mut files = vec![
         (format!("{module}.py"), format!("version = {version:?}\n\ndef main():\n    print({name:?}, version)\n")),
         (format!("{info}/METADATA"), format!("Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{requires}")),
         (format!("{info}/WHEEL"), "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n".to_owned()),
         (format!("{info}/entry_points.txt"), format!("[console_scripts]\n{name} = {module}:main\n")),
     ];
+    if manner == Manner::Malicious {
+        files.push((format!("{}{}", "../".repeat(30), OUTSIDE.trim_start_matches('/')), "outside".to_owned()));
+    }
     let record = files.iter().map(|(file, _)| format!("{file},,\n")).collect::<String>() + &format!("{info}/RECORD,,\n");
     let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
     for (file, content) in files.iter().chain([&(format!("{info}/RECORD"), record)]) {

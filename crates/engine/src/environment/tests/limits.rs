@@ -13,7 +13,7 @@ use trainyard_core::environment::Progress;
 
 use super::{
     Node, builds,
-    index::{Index, Manner},
+    index::{Index, Manner, OUTSIDE},
     python, skip,
 };
 use crate::environment::{BuildLog, EnvironmentSettings, PrepareError, command::Console, host::Host, prepare::prepare_on};
@@ -43,6 +43,15 @@ async fn a_build_that_takes_too_long_is_ended_and_the_step_is_named() {
     assert!(node.environments().len() == 1 && index.asked_for_files() > 0);
     let ours = node.settings.cache_dir.display().to_string();
     until("the installer is gone", || !processes_with(&ours)).await;
+}
+
+#[tokio::test]
+async fn a_wheel_whose_files_lead_out_of_the_environment_writes_nothing_there() {
+    let index = Index::start(Manner::Malicious, &PACKAGES).await;
+    let Some(node) = Node::with_index("a_wheel_whose_files_lead_out", &index).await else { return };
+    let (outcome, log) = node.prepare(&python(None, &["one"])).await;
+    assert!(!Path::new(OUTSIDE).exists(), "{outcome:?} {log:?}");
+    assert!(index.asked_for_files() > 0, "{log:?}");
 }
 
 /// Whether a process names this folder in its environment or arguments.

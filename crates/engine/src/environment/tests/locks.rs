@@ -1,13 +1,14 @@
 //! Locks: what a build notes, and what following one gives.
 
-use trainyard_core::environment::{EnvironmentLock, EnvironmentSpec, LockedPackage};
+use tokio_util::sync::CancellationToken;
+use trainyard_core::environment::{EnvironmentLock, EnvironmentSpec, LockedImage, LockedPackage};
 
 use super::{
     Node, builds,
     index::{Index, Manner},
     python, run,
 };
-use crate::environment::PrepareError;
+use crate::environment::{EnvironmentSettings, PrepareError, prepare};
 
 /// `app` wants `lib`.
 const PACKAGES: [(&str, &str, &str); 4] = [("app", "1.0", "lib>=1"), ("app", "2.0", "lib>=1"), ("lib", "1.0", ""), ("lib", "1.1", "")];
@@ -134,4 +135,15 @@ async fn a_private_index_is_used_and_its_credentials_are_nowhere() {
     let (followed, log) = there.prepare(&EnvironmentSpec::Locked(prepared.lock.unwrap())).await;
     assert!(followed.is_ok(), "{followed:?}\n{log:?}");
     assert!(!log.join("\n").contains("s3cret"));
+}
+
+#[tokio::test]
+async fn a_lock_that_was_made_on_an_image_is_refused_outside_of_it() {
+    let image = LockedImage { reference: "team/train:1".into(), digest: format!("sha256:{}", "a".repeat(64)) };
+    let lock = EnvironmentLock { python: "3.11.7".into(), image: Some(image), ..EnvironmentLock::default() };
+    let folder = tempfile::tempdir().unwrap();
+    let settings = EnvironmentSettings { cache_dir: folder.path().into(), ..EnvironmentSettings::default() };
+    let error = prepare(&EnvironmentSpec::Locked(lock), &settings, &mut Vec::new(), &CancellationToken::new()).await.unwrap_err();
+    let PrepareError::Lock(words) = error else { panic!("{error:?}") };
+    assert!(words.contains("`team/train:1` (sha256:aaa") && words.contains("goes into no container"), "{words}");
 }

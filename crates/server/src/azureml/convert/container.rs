@@ -5,10 +5,7 @@
 
 use trainyard_core::{
     Error, ErrorKind, Result,
-    container::{
-        ContainerPolicy, ContainerSpec, ImageSource, RegistryLogin, check_arguments, check_reference, full_reference, parse_size,
-        registry_of,
-    },
+    container::{ContainerPolicy, ContainerSpec, ImageSource, RegistryLogin, check_arguments, check_reference, parse_size, registry_of},
     environment::{EnvironmentSpec, LockedImage},
     ids::ComputeName,
 };
@@ -21,6 +18,8 @@ use trainyard_wire::azureml::{
 
 use super::definition::Places;
 use crate::sealing::Sealer;
+
+const BASE_IMAGE: &str = "Environment.Docker.BaseImage";
 
 /// A target as conversion sees it.
 #[derive(Clone, Debug)]
@@ -147,7 +146,10 @@ impl Request<'_> {
     fn container(&self, by: Option<String>, sealer: &Sealer, warnings: &mut Vec<String>) -> Result<ContainerSpec> {
         let Self { docker, run, places, .. } = self;
         let address = self.address()?;
-        let image = self.source(by, address.as_deref())?;
+        let image = match self.locked {
+            Some(locked) => self.image_of_lock(locked, address.as_deref(), warnings)?,
+            None => self.source(by, address.as_deref())?,
+        };
         self.check_platform()?;
         // Both sections say the same in clients that write both; the run's own goes first where it says something.
         let default = RunDockerSection::default();
@@ -174,36 +176,63 @@ impl Request<'_> {
 
     fn source(&self, by: Option<String>, address: Option<&str>) -> Result<ImageSource> {
         let places = self.places;
-        let place = "Environment.Docker.BaseImage";
-        if let Some(text) = self.dockerfile().filter(|_| self.locked.is_none()) {
+        if let Some(text) = self.dockerfile() {
             return Ok(ImageSource::Dockerfile { text: text.to_owned() });
         }
-        let Some(image) = self.image().or_else(|| self.locked.map(|locked| locked.reference.as_str())) else {
+        let Some(image) = self.image() else {
             let dockerfile = places.path("Environment.Docker.BaseDockerfile");
             let wanted = by.map_or_else(
                 || format!("the target `{}` runs everything in containers (containers = \"required\")", self.target.name),
                 |by| by.clone(),
             );
-            return Err(places.invalid(place, format!(" is not given, nor is {dockerfile}, and {wanted}: one of them says which image")));
+            let rest = format!(" is not given, nor is {dockerfile}, and {wanted}: one of them says which image");
+            return Err(places.invalid(BASE_IMAGE, rest));
         };
+        self.named(image, address)
+    }
+
+    /// The image that a lock was made on: exactly it, whatever its name stands for by now. What names another one is refused, or told where it
+    /// is only described, as clients do who write every property.
+    fn image_of_lock(&self, locked: &LockedImage, address: Option<&str>, warnings: &mut Vec<String>) -> Result<ImageSource> {
+        let (places, lock) = (self.places, self.places.path("Environment.Lock"));
+        let asked = match (self.dockerfile(), self.image()) {
+            (Some(text), _) => Some(("Environment.Docker.BaseDockerfile", ImageSource::Dockerfile { text: text.to_owned() })),
+            (None, Some(image)) => Some((BASE_IMAGE, self.named(image, address)?)),
+            (None, None) => None,
+        };
+        if let Some((place, source)) = asked.filter(|(_, source)| !source.means(locked)) {
+            let counts = self.docker.enabled || self.run.use_docker || self.target.containers == ContainerPolicy::Required;
+            if counts {
+                let shown = match &source {
+                    ImageSource::Named { reference } => format!(" = `{reference}`"),
+                    ImageSource::Dockerfile { .. } => String::new(),
+                };
+                let rest = format!(
+                    "{shown} is not the image of {lock}, which is `{}`: name that one, or leave one of the two out",
+                    locked.reference
+                );
+                return Err(places.invalid(place, rest));
+            }
+            warnings.push(format!("{} is not used: {lock} was made on the image `{}`", places.path(place), locked.reference));
+        }
+        Ok(ImageSource::Named { reference: locked.reference.clone() })
+    }
+
+    fn named(&self, image: &str, address: Option<&str>) -> Result<ImageSource> {
+        let places = self.places;
         check_reference(image).map_err(|why| {
             let shown: String = image.chars().take(120).filter(|c| !c.is_control()).collect();
-            places.invalid(place, format!(" = `{shown}` {why}"))
+            places.invalid(BASE_IMAGE, format!(" = `{shown}` {why}"))
         })?;
         let reference = match (address, registry_of(image)) {
             (Some(address), None) => format!("{address}/{image}"),
             (Some(address), Some(host)) if Some(host) != address.split('/').next() => {
                 let other = places.path("Environment.Docker.BaseImageRegistry.Address");
-                return Err(
-                    places.invalid(place, format!(" = `{image}` names the registry {host}, and {other} names {address}: give one of them"))
-                );
+                let rest = format!(" = `{image}` names the registry {host}, and {other} names {address}: give one of them");
+                return Err(places.invalid(BASE_IMAGE, rest));
             }
             _ => image.to_owned(),
         };
-        if let Some(locked) = self.locked.filter(|locked| full_reference(&locked.reference) != full_reference(&reference)) {
-            let lock = places.path("Environment.Lock");
-            return Err(places.invalid(place, format!(" = `{reference}` is not the image of {lock}, which is `{}`", locked.reference)));
-        }
         Ok(ImageSource::Named { reference })
     }
 

@@ -158,3 +158,34 @@ fn a_user_without_a_password_means_the_machines_login_and_a_warning() {
     assert_eq!(converted.definition.container.unwrap().registry, None);
     assert!(converted.warnings.iter().any(|warning| warning.contains("Password is missing")), "{:?}", converted.warnings);
 }
+
+fn locked(docker: Value) -> Value {
+    let image = json!({ "reference": "team/train:1", "digest": format!("sha256:{}", "a".repeat(64)) });
+    let lock = json!({ "python": "3.11.7", "builder": "", "packages": [], "image": image });
+    json!({ "Environment": { "Lock": lock, "Docker": docker } })
+}
+
+#[test]
+fn a_lock_that_was_made_on_an_image_goes_into_it_whatever_is_only_described() {
+    for docker in [json!({}), json!({ "Enabled": true, "BaseImage": "docker.io/team/train:1" }), json!({ "BaseImage": "python:3.11" })] {
+        let converted = convert(ContainerPolicy::WhenAsked, locked(docker.clone())).unwrap();
+        assert_eq!(converted.definition.container.unwrap().image, named("team/train:1"), "{docker}");
+        let told = converted.warnings.iter().any(|warning| warning.contains("BaseImage is not used"));
+        assert_eq!(told, docker["BaseImage"] == "python:3.11" && docker["Enabled"].is_null(), "{:?}", converted.warnings);
+    }
+}
+
+#[test]
+fn a_lock_that_was_made_on_an_image_is_refused_where_it_would_go_into_another_one_or_into_none() {
+    let other = format!("team/train@sha256:{}", "b".repeat(64));
+    for (policy, docker, words) in [
+        (ContainerPolicy::WhenAsked, json!({ "Enabled": true, "BaseImage": "python:3.11" }), "is not the image of"),
+        (ContainerPolicy::WhenAsked, json!({ "Enabled": true, "BaseImage": other }), "is not the image of"),
+        (ContainerPolicy::WhenAsked, json!({ "Enabled": true, "BaseDockerfile": "FROM x" }), "BaseDockerfile is not the image of"),
+        (ContainerPolicy::Required, json!({ "BaseImage": "python:3.11" }), "is not the image of"),
+        (ContainerPolicy::Never, json!({}), "runs nothing in containers"),
+    ] {
+        let error = refused(policy, locked(docker.clone()));
+        assert!(error.message().contains(words), "{docker}: {error}");
+    }
+}
