@@ -107,6 +107,9 @@ enum Command {
     /// One process of an MPI run; started by its launcher
     #[command(hide = true)]
     RankLog(commands::agent::RankLogArgs),
+    /// Has the agent of another node start something; called by the launcher of an MPI run
+    #[command(hide = true)]
+    NodeShell(commands::agent::NodeShellArgs),
     /// Copies this program into a pod; started by the server
     #[command(hide = true)]
     InstallAgent(commands::agent::InstallArgs),
@@ -120,6 +123,7 @@ pub fn main() -> ExitCode {
     match &cli.command {
         Command::Agent(args) => return commands::agent::run(args),
         Command::RankLog(args) => return failed(&commands::agent::rank_log(args)),
+        Command::NodeShell(args) => return commands::agent::node_shell(args),
         _ => {}
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -159,6 +163,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Doctor(args) => commands::doctor::run(args, &global.search(), &printer).await,
         Command::Agent(args) => Ok(commands::agent::run(&args)),
         Command::RankLog(args) => Err(commands::agent::rank_log(&args)),
+        Command::NodeShell(args) => Ok(commands::agent::node_shell(&args)),
         Command::InstallAgent(args) => commands::agent::install(&args),
     }
 }

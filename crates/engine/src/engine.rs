@@ -91,6 +91,9 @@ pub trait RunTokens: Send + Sync {
     /// A token for the agent and code of `attempt`, and when it ends, in seconds since the epoch.
     fn mint(&self, workspace: WorkspaceId, run: &RunId, attempt: AttemptId) -> trainyard_core::Result<(String, i64)>;
 
+    /// What the agents of `attempt` know each other by: hexadecimal digits, the same each time, to be in orders and nowhere else.
+    fn node_key(&self, attempt: AttemptId) -> String;
+
     /// Whether a token that was made before will hold for some days more: signed with a key of now, and far from its end.
     fn lasts(&self, token: &str) -> bool;
 }

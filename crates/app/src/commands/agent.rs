@@ -1,4 +1,5 @@
-//! `trainyard agent`: the process beside the user's code, and `trainyard install-agent`, which brings it there. Hidden: only executors start them.
+//! `trainyard agent`: the process beside the user's code, `trainyard install-agent`, which brings it there, and what launchers of MPI runs start beside it.
+//! Hidden: no person starts them.
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
@@ -48,15 +49,35 @@ pub fn install(args: &InstallArgs) -> anyhow::Result<ExitCode> {
 /// Arguments of `rank-log`.
 #[derive(clap::Args)]
 pub struct RankLogArgs {
-    /// The folder of the logs
-    #[arg(long, value_name = "DIR")]
-    logs: PathBuf,
+    /// The folder of the logs; without it a note of this node's agent says what is started
+    #[arg(long, value_name = "DIR", requires = "words")]
+    logs: Option<PathBuf>,
     /// What is started
-    #[arg(last = true, required = true)]
+    #[arg(last = true, requires = "logs")]
     words: Vec<OsString>,
 }
 
 /// Becomes one process of an MPI run, which writes to a log of its own. Returns only if that fails.
 pub fn rank_log(args: &RankLogArgs) -> anyhow::Error {
-    anyhow::Error::new(trainyard_engine::agent::rank_log(&args.logs, &args.words)).context("the process cannot be started")
+    let error = match &args.logs {
+        Some(logs) => trainyard_engine::agent::rank_log(logs, &args.words),
+        None => trainyard_engine::agent::rank_of_note(),
+    };
+    anyhow::Error::new(error).context("the process cannot be started")
+}
+
+/// Arguments of `node-shell`.
+#[derive(clap::Args)]
+pub struct NodeShellArgs {
+    /// The file that says where the nodes are
+    #[arg(long, value_name = "FILE")]
+    nodes: PathBuf,
+    /// What would be the words of `ssh`: options, a host, a command line
+    #[arg(last = true, required = true)]
+    words: Vec<OsString>,
+}
+
+/// Has the agent of another node of an MPI run start something.
+pub fn node_shell(args: &NodeShellArgs) -> ExitCode {
+    trainyard_engine::agent::node_shell(&args.nodes, &args.words)
 }

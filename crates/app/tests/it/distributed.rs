@@ -103,12 +103,12 @@ async fn processes(server: &TestServer, run: &str, ranks: u32) -> Vec<u32> {
     pids
 }
 
-fn message(dto: &Value) -> String {
+pub(crate) fn message(dto: &Value) -> String {
     dto["error"]["error"]["message"].as_str().unwrap_or_default().to_owned()
 }
 
 /// What the run has of files.
-fn downloaded(server: &TestServer, run: &str) -> Vec<String> {
+pub(crate) fn downloaded(server: &TestServer, run: &str) -> Vec<String> {
     let out = server.dir().join(format!("out-{run}"));
     let done = server.cli(&["download", run, "--output", out.to_str().unwrap()]);
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
@@ -346,12 +346,12 @@ const RING: &str = r#"
 #include <unistd.h>
 int main(int count, char **words) {
     int rank, size, total;
-    char node[256] = "";
     MPI_Init(&count, &words);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     MPI_Comm_size(MPI_COMM_WORLD, &size);
     MPI_Allreduce(&rank, &total, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD);
-    printf("rank %d of %d: total %d on %s\n", rank, size, total, getenv("SLURMD_NODENAME") ? getenv("SLURMD_NODENAME") : "here");
+    char *where = getenv("SLURMD_NODENAME") ? getenv("SLURMD_NODENAME") : getenv("POD_IP");
+    printf("rank %d of %d: total %d on %s\n", rank, size, total, where ? where : "here");
     fflush(stdout);
     if (count > 1 && rank == atoi(words[1])) return 5;
     if (count > 1) for (;;) pause();
@@ -361,10 +361,14 @@ int main(int count, char **words) {
 "#;
 
 /// The program, compiled; `None`: there is no MPI here, and the test says so.
-fn ring(test: &str) -> Option<Vec<u8>> {
+pub(crate) fn ring(test: &str) -> Option<Vec<u8>> {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("ring.c"), RING).unwrap();
-    match Command::new("mpicc").args(["-o", "ring", "ring.c"]).current_dir(dir.path()).status() {
+    match Command::new(std::env::var("TRY_MPI").map(|d| format!("{d}/mpicc")).unwrap_or("mpicc".into()))
+        .args(["-o", "ring", "ring.c"])
+        .current_dir(dir.path())
+        .status()
+    {
         Ok(status) => assert!(status.success(), "mpicc"),
         Err(_) => {
             eprintln!("SKIPPED {test}: mpicc is not installed; scripts/test installs Open MPI where it may");
@@ -375,18 +379,26 @@ fn ring(test: &str) -> Option<Vec<u8>> {
 }
 
 /// Submits the program as a command on two nodes with two processes each.
-async fn submit_ring(server: &TestServer, ring: &[u8], arguments: &[&str]) -> String {
+pub(crate) async fn submit_ring(server: &TestServer, ring: &[u8], arguments: &[&str]) -> String {
     let mut asked = definition();
     let configuration = &mut asked["Configuration"];
     configuration["Script"] = Value::Null;
     // The permission to execute does not come with every zip.
-    configuration["Command"] = json!(["sh", "-c", "cp ring ring.run.$$ && chmod 755 ring.run.$$ && exec ./ring.run.$$ \"$@\"", "ring"]);
+    configuration["Command"] = json!([
+        "sh",
+        "-c",
+        "echo kept >outputs/from-$OMPI_COMM_WORLD_RANK && cp ring ring.run.$$ && chmod 755 ring.run.$$ && exec ./ring.run.$$ \"$@\"",
+        "ring"
+    ]);
     configuration["Arguments"] = json!(arguments);
     configuration["NodeCount"] = json!(2);
     configuration["Communicator"] = json!("OpenMpi");
     configuration["Mpi"] = json!({ "ProcessCountPerNode": 2 });
-    // Both Slurm nodes are this machine, where their segments of shared memory would have the same names.
-    configuration["EnvironmentVariables"] = json!({ "OMPI_MCA_btl": "tcp,self", "OMPI_MCA_btl_tcp_if_include": "lo" });
+    // All nodes are this machine, where their segments of shared memory would have the same names.
+    configuration["EnvironmentVariables"] = json!({ "OMPI_MCA_btl": "tcp,self", "OMPI_MCA_btl_tcp_if_include": "lo", "OMPI_MCA_oob_tcp_if_include": "lo", "FI_PROVIDER": "tcp" });
+    if let Ok(d) = std::env::var("TRY_MPI") {
+        configuration["EnvironmentVariables"]["PATH"] = json!(format!("{d}:/usr/bin:/bin"));
+    }
     let (status, answer) = server.start_run("", form(&asked, &zip_bytes("ring", ring))).await;
     assert_eq!(status, StatusCode::OK, "{answer}");
     answer["runId"].as_str().unwrap().to_owned()
@@ -400,7 +412,7 @@ fn zip_bytes(name: &str, content: &[u8]) -> Vec<u8> {
     zip.finish().unwrap().into_inner()
 }
 
-async fn all_four_ranks(server: &TestServer, run: &str) -> Vec<String> {
+pub(crate) async fn all_four_ranks(server: &TestServer, run: &str) -> Vec<String> {
     let mut nodes = Vec::new();
     for rank in 0..4 {
         let log = rank_log(server, run, rank).await;

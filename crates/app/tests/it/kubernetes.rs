@@ -5,7 +5,10 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 
 use self::double::{Cluster, Kubelet, Machine};
-use crate::support::{TestServer, definition, form, until, zip};
+use crate::{
+    distributed::{all_four_ranks, downloaded, message, ring, submit_ring},
+    support::{TestServer, definition, form, until, zip},
+};
 
 #[path = "../../../engine/tests/executor/kubernetes/double.rs"]
 #[expect(dead_code, reason = "the executor suite asks it for more")]
@@ -155,4 +158,54 @@ async fn a_job_that_somebody_deletes_is_a_cancelled_run() {
     bench.cluster.delete_job(&job);
     let dto = bench.server.wait_for(&run, "Cancelled").await;
     assert!(bench.server.driver_log(&run).await.contains("running"), "its log is kept: {dto:#}");
+}
+
+/// Whether any process was started for a run.
+fn has_processes(run: &str) -> bool {
+    let entry = format!("AZUREML_RUN_ID={run}");
+    let environments =
+        std::fs::read_dir("/proc").unwrap().flatten().filter_map(|process| std::fs::read(process.path().join("environ")).ok());
+    environments.into_iter().any(|environment| environment.split(|byte| *byte == 0).any(|one| one == entry.as_bytes()))
+}
+
+#[tokio::test]
+async fn an_open_mpi_program_runs_over_two_pods() {
+    let Some(ring) = ring("an_open_mpi_program_runs_over_two_pods") else { return };
+    let bench = Bench::new("").await;
+    let run = submit_ring(&bench.server, &ring, &[]).await;
+    bench.server.wait_for(&run, "Completed").await;
+    assert_eq!(all_four_ranks(&bench.server, &run).await, ["127.0.0.1", "127.0.0.1", "127.0.0.2", "127.0.0.2"]);
+    let files = downloaded(&bench.server, &run);
+    for name in ["outputs/from-0", "outputs/from-1", "outputs/node-1/from-2", "outputs/node-1/from-3"] {
+        assert!(files.iter().any(|file| file == name), "{name}: {files:?}");
+    }
+    until("its processes to be gone", || async { (!has_processes(&run)).then_some(()) }).await;
+}
+
+#[tokio::test]
+async fn an_mpi_rank_that_fails_in_another_pod_is_the_cause_and_the_end_of_all() {
+    let Some(ring) = ring("an_mpi_rank_that_fails_in_another_pod_is_the_cause_and_the_end_of_all") else { return };
+    let bench = Bench::new("").await;
+    let run = submit_ring(&bench.server, &ring, &["3"]).await;
+    let message = message(&bench.server.wait_for(&run, "Failed").await);
+    let named = message.contains("rank 3 on node 1 (127.0.0.2)") && message.contains("exit code 5");
+    assert!(named, "{message}; {}", bench.server.driver_log(&run).await);
+    until("its processes to be gone", || async { (!has_processes(&run)).then_some(()) }).await;
+}
+
+#[tokio::test]
+async fn a_cancel_of_an_mpi_run_leaves_no_process_in_any_pod() {
+    let Some(ring) = ring("a_cancel_of_an_mpi_run_leaves_no_process_in_any_pod") else { return };
+    let bench = Bench::new("").await;
+    // No rank has this number: all wait for ever.
+    let run = submit_ring(&bench.server, &ring, &["99"]).await;
+    until("the last rank", || async {
+        let log = bench.server.log(&run, "azureml-logs/70_driver_log_3.txt").await;
+        log.contains("on 127.0.0.2").then_some(())
+    })
+    .await;
+    assert!(has_processes(&run));
+    assert!(bench.server.cli(&["cancel", &run]).status.success());
+    bench.server.wait_for(&run, "Cancelled").await;
+    until("its processes to be gone", || async { (!has_processes(&run)).then_some(()) }).await;
 }

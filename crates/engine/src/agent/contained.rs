@@ -24,7 +24,7 @@ use crate::{
     container::{self, Client, ContainerSettings, Kind, Mount, Note, Outline, Surroundings},
     data::DatastoreAccess,
     environment::{
-        BuildLog, EnvironmentSettings, PrepareError, Prepared,
+        BuildLog, EnvironmentSettings, InUse, PrepareError, Prepared,
         image::{Containment, InImage, find, names_beside, prepare_in},
     },
 };
@@ -49,6 +49,8 @@ pub(super) struct Contained {
     directory: PathBuf,
     /// The log of the code, and how long it was before the code wrote to it.
     log: (PathBuf, u64),
+    /// Keeps the image from being removed, where it is a file of the cache.
+    in_use: Option<InUse>,
 }
 
 /// Makes the environment of `attempt` ready inside the image of `spec`.
@@ -81,7 +83,10 @@ pub(super) async fn prepare(
     let id = attempt.id.to_string();
     let containment = Containment { client: &client, spec, settings: &settings, attempt: &id, name: &aside, scratch: &scratch };
     let ready = prepare_in(&attempt.definition.environment, &containment, environments, log, &cancel).await?;
-    let InImage { mut prepared, image, variables, mounted } = ready;
+    let InImage { mut prepared, image, variables, mounted, image_in_use } = ready;
+    if let Some(in_use) = &image_in_use {
+        in_use.inherit();
+    }
     if spec.gpus && !has_gpu() {
         prepared.warnings.push("GPUs were asked for, and this machine shows none: the container goes without".to_owned());
     }
@@ -90,7 +95,10 @@ pub(super) async fn prepare(
     }
     let spec = ContainerSpec { gpus: spec.gpus && has_gpu(), ..spec.clone() };
     let log = begun(attempt.folder.driver_log());
-    Ok((prepared, Some(Contained { client, spec, settings, name, image, variables, mounted, directory: scratch, log })))
+    Ok((
+        prepared,
+        Some(Contained { client, spec, settings, name, image, variables, mounted, directory: scratch, log, in_use: image_in_use }),
+    ))
 }
 
 /// A log and how long it is.

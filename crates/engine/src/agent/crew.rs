@@ -31,6 +31,8 @@ pub(super) struct Crew {
     mains: Vec<MainProcess>,
     /// Whether one of them starts the others, here and elsewhere.
     is_launched: bool,
+    /// Whether it does so through the agents of the other nodes.
+    is_over_agents: bool,
     /// Whether the run is one process, so that nobody needs to be told which it was.
     is_single: bool,
 }
@@ -99,7 +101,12 @@ impl Crew {
         }
         let (node, host) = attempt.meeting.own();
         if self.is_launched {
-            return mpi::blame(cause, (node, &host), &attempt.folder.driver_log());
+            let (nodes, each) = (attempt.meeting.nodes(), attempt.definition.distribution.processes_per_node);
+            let elsewhere = |rank: Option<u32>| {
+                nodes.iter().find(|known| self.is_over_agents && Some(known.node) == rank.map(|rank| rank / each.max(1)))
+            };
+            let place = |rank| elsewhere(rank).map_or((node, host.as_str()), |known| (known.node, known.host.as_str()));
+            return mpi::blame(cause, place, &attempt.folder.driver_log());
         }
         let rank = self.members.get(place).and_then(|member| member.rank).map(|rank| rank.rank);
         cause.of_part(rank, (node, &host))
@@ -115,14 +122,10 @@ impl Member {
 /// Everything that the start of a node's processes needs, or why it is not possible.
 pub(super) fn launches(attempt: &Attempt, ready: &Ready) -> Result<Crew, NotStarted> {
     let spread = &attempt.definition.distribution;
-    for name in [OUTPUTS, "logs"] {
-        make_folder(&attempt.folder.work().join(name)).map_err(|error| NotStarted {
-            message: format!("the folder `{name}` cannot be made in the working directory: {error}"),
-            by_definition: false,
-        })?;
-    }
+    make_folders(attempt)?;
     let own_ranks = if spread.is_launched() { vec![None] } else { spread.ranks(attempt.folder.node()).into_iter().map(Some).collect() };
     let several = own_ranks.len() > 1;
+    let mut is_over_agents = false;
     let mut members = Vec::with_capacity(own_ranks.len());
     for rank in own_ranks {
         let log = match rank {
@@ -134,12 +137,41 @@ pub(super) fn launches(attempt: &Attempt, ready: &Ready) -> Result<Crew, NotStar
             Some(_) => container.logging_to(&log),
             None => container.clone(),
         });
-        let launch = launch(attempt, ready, (rank, &log, container.as_ref()))?;
+        let mut launch = launch(attempt, ready, (rank, &log, container.as_ref()))?;
+        if spread.is_launched() {
+            let (nodes, by, key) = (attempt.meeting.nodes(), attempt.order.mpi.as_deref(), attempt.order.node_key.as_deref());
+            let around = if container.is_some() { Around::Container } else { Around::Machine };
+            is_over_agents = container.is_none() && mpi::goes_through_agents(&nodes, &launch.variables);
+            launch = mpi::around(&mpi::Wish { spread, nodes: &nodes, by, around, folder: &attempt.folder, key }, launch)?;
+        }
+        if let Some(container) = &container {
+            launch = container.around(attempt, launch, ready, &std::env::vars_os().collect())?;
+        }
         members.push(Member { rank, launch: Some(launch), container });
     }
-    Ok(Crew { members, mains: Vec::new(), is_launched: spread.is_launched(), is_single: spread.is_single() })
+    Ok(Crew { members, mains: Vec::new(), is_launched: spread.is_launched(), is_over_agents, is_single: spread.is_single() })
 }
 
+/// What the processes are started with that a launcher on another node starts on this one.
+pub(super) fn of_rank(attempt: &Attempt, ready: &Ready) -> Result<Launch, NotStarted> {
+    make_folders(attempt)?;
+    let mut launch = launch(attempt, ready, (None, &attempt.folder.driver_log(), None))?;
+    mpi::note_rank(&attempt.folder, &mut launch)?;
+    Ok(launch)
+}
+
+/// The folders that the code finds in its working directory.
+fn make_folders(attempt: &Attempt) -> Result<(), NotStarted> {
+    for name in [OUTPUTS, "logs"] {
+        make_folder(&attempt.folder.work().join(name)).map_err(|error| NotStarted {
+            message: format!("the folder `{name}` cannot be made in the working directory: {error}"),
+            by_definition: false,
+        })?;
+    }
+    Ok(())
+}
+
+/// What one process is started with, before any launcher and any container around it.
 fn launch(
     attempt: &Attempt,
     ready: &Ready,
@@ -173,17 +205,7 @@ fn launch(
     if rank.is_none_or(|rank| rank.local_rank == 0) {
         warnings.into_iter().for_each(|warning| attempt.warn(warning));
     }
-    let mut launch = Launch { program, arguments, variables, directory: work, output: log.to_owned() };
-    if spread.is_launched() {
-        // This program, which writes to a log of each rank, is not in a container.
-        let logs = (spread.world_size() > 1 && container.is_none()).then_some(logs.as_path());
-        let around = if container.is_some() { Around::Container } else { Around::Machine };
-        launch = mpi::around(&mpi::Wish { spread, nodes: &nodes, by: attempt.order.mpi.as_deref(), around, logs }, launch)?;
-    }
-    match container {
-        Some(container) => container.around(attempt, launch, ready, &own),
-        None => Ok(launch),
-    }
+    Ok(Launch { program, arguments, variables, directory: work, output: log.to_owned() })
 }
 
 /// What the server knows, with this node's part of the devices that the target gives to the attempt.

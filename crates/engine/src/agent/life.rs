@@ -25,11 +25,14 @@ use super::{
     data,
     folder::{AttemptFolder, Started, boot_id},
     meeting::Meeting,
+    mpi::IN_SLURM,
     outputs::Outputs,
     prepare::prepare,
     process,
     report::Reporter,
+    shell::Door,
     ship::{Pace, Shipper},
+    standby,
     supervise::{self, Outcome, Ready},
 };
 use crate::clock::now_us;
@@ -135,6 +138,16 @@ async fn live(folder: AttemptFolder, order: AttemptOrder) -> Result<()> {
     Ok(())
 }
 
+/// What a node does for its run, with what it needs for that.
+enum Part {
+    /// It starts code, or the launcher of all.
+    Works(Box<Ready>),
+    /// It takes the calls of the launcher on the first node.
+    Serves(Box<Ready>, Door),
+    /// It is there.
+    StandsBy,
+}
+
 impl Attempt {
     /// From wherever it is to the end. `refused`: why the order can't be executed.
     async fn live(&self, refused: Option<Cause>) {
@@ -213,13 +226,7 @@ impl Attempt {
         if let Some(cause) = refused {
             return supervise::ended(self, cause).await;
         }
-        let makes_ready = async {
-            // Where a launcher on the first node starts the processes, the others have none of their own.
-            let ready = if self.stands_by() { None } else { Some(prepare(self).await?) };
-            self.meeting.ready(&self.folder).await;
-            Ok(ready)
-        };
-        let prepared: Result<Option<Ready>, Cause> = tokio::select! {
+        let prepared: Result<Part, Cause> = tokio::select! {
             biased;
             demand = self.control.stop_demanded() => {
                 // Dropping the preparation ended its programs; what they left is swept.
@@ -227,11 +234,12 @@ impl Attempt {
                 self.sweep().await;
                 return outcome;
             }
-            prepared = makes_ready => prepared,
+            prepared = self.make_ready() => prepared,
         };
         match prepared {
-            Ok(None) => supervise::stand_by(self).await,
-            Ok(Some(ready)) => {
+            Ok(Part::StandsBy) => standby::stand_by(self).await,
+            Ok(Part::Serves(ready, door)) => standby::serve(self, &ready, door).await,
+            Ok(Part::Works(ready)) => {
                 trainyard_store::fail_point!("agent.environment_ready");
                 supervise::run(self, &ready).await
             }
@@ -239,8 +247,34 @@ impl Attempt {
         }
     }
 
-    fn stands_by(&self) -> bool {
-        self.folder.node() > 0 && self.definition.distribution.is_launched()
+    /// Prepares what this node needs, and waits until every node has what it needs.
+    async fn make_ready(&self) -> Result<Part, Cause> {
+        if self.folder.node() > 0 && self.definition.distribution.is_launched() {
+            // Where a launcher on the first node starts the processes, the others have none of their own.
+            if !self.is_called().await {
+                self.meeting.ready(&self.folder, None).await;
+                return Ok(Part::StandsBy);
+            }
+            let ready = prepare(self).await?;
+            let told = self.folder.meeting().ok().flatten();
+            let host = told.as_ref().map_or_else(|| self.meeting.own().1, |told| told.host.clone());
+            let door = Door::open(&host, told.and_then(|told| told.ports.first().copied())).await;
+            let door = door.map_err(|error| Cause::StartFailed {
+                message: format!("the launcher of the run cannot reach this node: {error}"),
+                by_definition: false,
+            })?;
+            self.meeting.ready(&self.folder, Some(door.port())).await;
+            return Ok(Part::Serves(Box::new(ready), door));
+        }
+        let ready = prepare(self).await?;
+        self.meeting.ready(&self.folder, None).await;
+        Ok(Part::Works(Box::new(ready)))
+    }
+
+    /// Whether the launcher on the first node reaches this node through this agent: through nothing else, and it is another machine.
+    async fn is_called(&self) -> bool {
+        let has_other_way = std::env::var_os(IN_SLURM).is_some() || self.definition.container.is_some();
+        !has_other_way && self.meeting.first_host().await != self.meeting.own().1
     }
 
     /// Whether a former agent started the code and did not live to see its end, or the engine says that there is nothing to start any more.

@@ -89,13 +89,20 @@ impl Meeting {
         self.until(|nodes| nodes.iter().any(|node| node.node == self.node)).await;
     }
 
+    /// Where the first node is, once it has said so.
+    pub(super) async fn first_host(&self) -> String {
+        self.until(|nodes| nodes.iter().any(|node| node.node == 0)).await;
+        self.nodes().into_iter().find(|node| node.node == 0).map(|node| node.host).unwrap_or_default()
+    }
+
     /// Says that everything is there that this node's processes need, and waits until that is so on every node. Ports that others have to know are
-    /// free and reserved.
-    pub(super) async fn ready(&self, folder: &AttemptFolder) {
+    /// free and reserved; `opened`: but for this one, on which the agent itself listens.
+    pub(super) async fn ready(&self, folder: &AttemptFolder, opened: Option<u16>) {
         let noted = folder.meeting().ok().flatten();
-        let (ports, mut reserved) = match &noted {
-            Some(noted) => (noted.ports.clone(), ports::reserve_again(&noted.ports)),
-            None => {
+        let (ports, mut reserved) = match (&noted, opened) {
+            (_, Some(port)) => (vec![port], Vec::new()),
+            (Some(noted), None) => (noted.ports.clone(), ports::reserve_again(&noted.ports)),
+            (None, None) => {
                 let reserved = self.reserve();
                 (reserved.iter().map(|reserved| reserved.port).collect(), reserved)
             }

@@ -83,20 +83,27 @@ impl Reaper {
     /// Starts a main process of the user's code. To be called on the thread that lives as long as the agent: the kernel ties the life of the code to
     /// that thread.
     pub(super) fn spawn(&mut self, launch: &Launch) -> Result<MainProcess, NotStarted> {
-        let main = spawn(launch)?;
+        let machine = |what: String| move |error: io::Error| NotStarted { message: format!("{what}: {error}"), by_definition: false };
+        let output = OpenOptions::new().create(true).append(true).open(&launch.output);
+        let output = output.map_err(machine(format!("`{}` cannot be opened", launch.output.display())))?;
+        let copy = output.try_clone().map_err(machine("the log of the code cannot be opened twice".into()))?;
+        self.spawn_into(launch, (copy.into(), output.into()))
+    }
+
+    /// The same, with standard output and standard error going elsewhere than into the log of the launch.
+    pub(super) fn spawn_into(&mut self, launch: &Launch, outputs: (Stdio, Stdio)) -> Result<MainProcess, NotStarted> {
+        let main = spawn(launch, outputs)?;
         self.mains.push(Pid::from_raw(main.pid).expect("a child that was just started has a number above zero"));
         Ok(main)
     }
+
+    /// How the main process at a place ended, once it has been reaped.
+    pub(super) fn end_of(&self, place: usize) -> Option<WaitStatus> {
+        self.ended.iter().find(|(ended, _)| *ended == place).map(|(_, status)| *status)
+    }
 }
 
-fn spawn(launch: &Launch) -> Result<MainProcess, NotStarted> {
-    let machine = |what: &str| {
-        let what = what.to_owned();
-        move |error: io::Error| NotStarted { message: format!("{what}: {error}"), by_definition: false }
-    };
-    let output = OpenOptions::new().create(true).append(true).open(&launch.output);
-    let output = output.map_err(machine(&format!("`{}` cannot be opened", launch.output.display())))?;
-    let copy = output.try_clone().map_err(machine("the log of the code cannot be opened twice"))?;
+fn spawn(launch: &Launch, (output, errors): (Stdio, Stdio)) -> Result<MainProcess, NotStarted> {
     let mut command = Command::new(&launch.program);
     command
         .args(&launch.arguments)
@@ -104,8 +111,8 @@ fn spawn(launch: &Launch) -> Result<MainProcess, NotStarted> {
         .envs(&launch.variables)
         .current_dir(&launch.directory)
         .stdin(Stdio::null())
-        .stdout(copy)
-        .stderr(output);
+        .stdout(output)
+        .stderr(errors);
     let agent = getpid();
     let before_exec = move || {
         setsid()?;

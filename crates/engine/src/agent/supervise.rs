@@ -217,29 +217,12 @@ async fn close(
     ended_at(attempt, cause, at_us).await
 }
 
-/// For a node whose processes a launcher on the first node starts: there is nothing to do here but to be there.
-pub(super) async fn stand_by(attempt: &Attempt) -> Outcome {
-    attempt.pace.send_replace(Pace::Started);
-    tokio::select! {
-        biased;
-        demand = attempt.control.stop_demanded() => match demand {
-            Demand::Terminate => {
-                let cause = stopped_by(Demand::Terminate);
-                attempt.meeting.ends(&cause, now_us());
-                ended(attempt, cause).await
-            }
-            demand => stopped_before_start(attempt, demand).await,
-        },
-        () = attempt.meeting.first_ended() => ended(attempt, Cause::Completed).await,
-    }
-}
-
 /// Notes how an attempt ended whose code does not run (any more).
 pub(super) async fn ended(attempt: &Attempt, cause: Cause) -> Outcome {
     ended_at(attempt, cause, now_us()).await
 }
 
-async fn ended_at(attempt: &Attempt, cause: Cause, ended_us: i64) -> Outcome {
+pub(super) async fn ended_at(attempt: &Attempt, cause: Cause, ended_us: i64) -> Outcome {
     let with_others = matches!(attempt.control.now(), Demand::Leave { cause: others } if others == cause);
     let record = ExitRecord { cause: cause.clone(), ended_us, with_others };
     tracing::info!(cause = cause.label(), "the code is over");
@@ -336,13 +319,13 @@ async fn end_containers(attempt: &Attempt, crew: &Crew, reaper: &mut Reaper) {
 }
 
 /// What the processes of this node are known by.
-fn node(attempt: &Attempt) -> (AttemptId, u32) {
+pub(super) fn node(attempt: &Attempt) -> (AttemptId, u32) {
     (attempt.id, attempt.folder.node())
 }
 
 /// Ends a tree, with time for last words; without any once the attempt was given up: another one may be at work already. Gives the number of
 /// processes that do not end.
-async fn end_tree(attempt: &Attempt, tree: &Tree, mut reaper: Option<&mut Reaper>) -> usize {
+pub(super) async fn end_tree(attempt: &Attempt, tree: &Tree, mut reaper: Option<&mut Reaper>) -> usize {
     if attempt.control.now() != Demand::Abandon {
         tokio::select! {
             left = tree.end(attempt.grace(), reaper.as_deref_mut()) => return left,
@@ -353,7 +336,7 @@ async fn end_tree(attempt: &Attempt, tree: &Tree, mut reaper: Option<&mut Reaper
 }
 
 /// Ends what the code left behind.
-async fn end_aftermath(attempt: &Attempt, mains: Vec<MainProcess>, reaper: &mut Reaper) {
+pub(super) async fn end_aftermath(attempt: &Attempt, mains: Vec<MainProcess>, reaper: &mut Reaper) {
     if tokio::time::timeout(AFTERMATH, reaper.all_ended()).await.is_ok() {
         return;
     }
@@ -394,7 +377,7 @@ async fn told_to_end(attempt: &Attempt, cause: Cause) -> Cause {
 }
 
 /// What a demand to stop makes the cause of an end.
-fn stopped_by(demand: Demand) -> Cause {
+pub(super) fn stopped_by(demand: Demand) -> Cause {
     match demand {
         Demand::Leave { cause } => cause,
         Demand::Cancel { by, why } => Cause::Cancelled { by, why },

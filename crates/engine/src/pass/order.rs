@@ -7,7 +7,7 @@ use trainyard_core::{
     Error, Result,
     container::{DEFAULT_REGISTRY, ImageSource, registry_of},
     definition::Definition,
-    ids::WorkspaceId,
+    ids::{AttemptId, WorkspaceId},
 };
 use trainyard_store::{queue::LiveRun, runs::RunRecord};
 use trainyard_wire::native::{AGENT_PROTOCOL, AttemptOrder, SINGLE_AGENT_PROTOCOL};
@@ -52,7 +52,14 @@ impl Passes {
             heartbeat_seconds: (self.options.patience.heartbeat_limit.as_secs() / 3).clamp(1, 60),
             spool_limit_bytes: settings.spool_limit_bytes,
             mpi: target.mpi.clone(),
+            node_key: self.node_key(definition, live.attempt.id),
         })
+    }
+
+    /// What the agents know each other by, where one lets another start processes.
+    fn node_key(&self, definition: &Definition, attempt: AttemptId) -> Option<String> {
+        let spread = &definition.distribution;
+        (spread.is_launched() && spread.node_count > 1).then(|| self.options.tokens.node_key(attempt))
     }
 
     /// How the target runs containers, with the definition's own login before the configured ones.

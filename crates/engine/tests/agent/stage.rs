@@ -93,6 +93,7 @@ impl Stage {
             heartbeat_seconds: 10,
             spool_limit_bytes: 1 << 30,
             mpi: None,
+            node_key: None,
         };
         let folder = AttemptFolder::new(root.path().join(attempt.to_string()));
         Self { world, server: Some(server), identity, folder, order, outside, _root: root }

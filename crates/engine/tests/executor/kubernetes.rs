@@ -280,7 +280,7 @@ async fn kubernetes_is_asked_before_a_run_is_stored() {
     let error = executor.check(&dockerfile).await.unwrap_err();
     assert!(error.message().contains("builds no images"), "{error}");
     let mpi = definition(&json!({ "distribution": { "node_count": 2, "processes_per_node": 1, "communication": "mpi" } }));
-    assert!(executor.check(&mpi).await.unwrap_err().message().starts_with("MPI over several pods is not possible"));
+    assert_eq!(executor.check(&mpi).await.unwrap(), None, "the agents reach each other");
 
     let packages = definition(&json!({ "environment": { "python": { "python": "3.11", "pip": ["six"], "tools": [] } } }));
     let warning = executor.check(&packages).await.unwrap().unwrap();

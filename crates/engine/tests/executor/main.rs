@@ -193,6 +193,7 @@ fn order() -> AttemptOrder {
         heartbeat_seconds: 10,
         spool_limit_bytes: 1 << 20,
         mpi: None,
+        node_key: None,
     }
 }
 

@@ -4,14 +4,17 @@
 
 use std::{fs, path::Path};
 
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
+use aws_lc_rs::{
+    hmac,
+    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair},
+};
 use base64::{
     Engine,
     prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD},
 };
 use jsonwebtoken::{DecodingKey, EncodingKey};
 use sha2::{Digest, Sha256};
-use trainyard_core::{Error, ErrorKind, Result};
+use trainyard_core::{Error, ErrorKind, Result, ids::AttemptId};
 use trainyard_engine::trust::{self, Access};
 use trainyard_wire::azureml::tokens::{Jwk, Jwks};
 
@@ -25,6 +28,8 @@ pub(crate) struct SigningKey {
     pub verifies: DecodingKey,
     x: String,
     y: String,
+    /// What other secrets are derived from.
+    derives: hmac::Key,
 }
 
 impl std::fmt::Debug for SigningKey {
@@ -73,7 +78,13 @@ impl SigningKey {
             verifies: DecodingKey::from_ec_components(&x, &y).map_err(Error::internal)?,
             x,
             y,
+            derives: hmac::Key::new(hmac::HMAC_SHA256, &der),
         })
+    }
+
+    /// What the agents of an attempt know each other by: derived, so that it is kept nowhere and is the same after a restart.
+    pub(crate) fn node_key(&self, attempt: AttemptId) -> String {
+        hex::encode(hmac::sign(&self.derives, format!("trainyard node key 1:{attempt}").as_bytes()))
     }
 
     /// The public half as a JSON Web Key Set.
@@ -120,6 +131,18 @@ mod tests {
         let error = SigningKey::open(dir.path()).unwrap_err();
         assert!(error.message().contains("does not hold a P-256 private key"), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), "not a key");
+    }
+
+    #[test]
+    fn the_key_of_an_attempts_nodes_is_the_same_after_a_restart_and_nobody_elses() {
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (one, two) = (AttemptId(uuid::Uuid::from_u128(1)), AttemptId(uuid::Uuid::from_u128(2)));
+        let key = SigningKey::open(dir.path()).unwrap().node_key(one);
+        assert_eq!(key.len(), 64);
+        let again = SigningKey::open(dir.path()).unwrap();
+        assert_eq!(again.node_key(one), key);
+        assert_ne!(again.node_key(two), key);
+        assert_ne!(SigningKey::open(other.path()).unwrap().node_key(one), key);
     }
 
     #[test]

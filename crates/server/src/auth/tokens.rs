@@ -231,6 +231,10 @@ impl RunTokens for Tokens {
         self.mint_run(workspace, run, attempt, clock::now_us())
     }
 
+    fn node_key(&self, attempt: AttemptId) -> String {
+        self.0.key.node_key(attempt)
+    }
+
     fn lasts(&self, token: &str) -> bool {
         let later_us = clock::now_us().saturating_add(RUN_TOKEN_SECONDS / 2 * 1_000_000);
         self.verify(token, later_us).is_ok()

@@ -149,6 +149,7 @@ fn only_the_owner_can_read_the_order() {
         heartbeat_seconds: 10,
         spool_limit_bytes: 1 << 20,
         mpi: None,
+        node_key: None,
     };
     folder.create().unwrap();
     folder.write_order(&order).unwrap();

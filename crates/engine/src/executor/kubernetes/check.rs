@@ -2,11 +2,7 @@
 //! that a real one does and is not kept.
 
 use serde_json::Value;
-use trainyard_core::{
-    Error, Result,
-    definition::{Communication, Definition},
-    ids::AttemptId,
-};
+use trainyard_core::{Result, definition::Definition, ids::AttemptId};
 use uuid::Uuid;
 
 use super::{
@@ -24,12 +20,6 @@ impl Inner {
     /// # Errors
     /// [`trainyard_core::ErrorKind::Invalid`] with Kubernetes' own sentence, if it never would.
     pub(super) async fn check(&self, definition: &Definition) -> Result<Option<String>> {
-        let spread = &definition.distribution;
-        if spread.communication == Communication::Mpi && spread.node_count > 1 {
-            let message = "MPI over several pods is not possible: no pod can start processes in another; use NodeCount 1, PyTorch's or \
-                           TensorFlow's communicators, or a Slurm target";
-            return Err(Error::invalid(message).with_target("Configuration.Communicator"));
-        }
         let plan = self.plan(definition)?;
         let unasked = self.ask(&plan).await.judge("Kubernetes")?;
         let sentences: Vec<String> = plan.warning().into_iter().chain(unasked).collect();

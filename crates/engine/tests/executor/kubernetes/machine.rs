@@ -126,10 +126,14 @@ fn note(inner: &Inner, pod: &Value, notes: &Path) -> bool {
 fn start(pod: &Value, machine: &Machine, notes: &Path) -> Child {
     let container = &pod["spec"]["containers"][0];
     let index = &pod["metadata"]["annotations"]["batch.kubernetes.io/job-completion-index"];
+    let number: u8 = index.as_str().unwrap().parse().unwrap();
+    // What is in one pod is in no other.
+    let attempts =
+        if number == 0 { machine.attempts.clone() } else { machine.attempts.with_file_name(format!("attempts-of-pod-{number}")) };
     let inside = |text: &str| {
         let text = text.replace("$(JOB_COMPLETION_INDEX)", index.as_str().unwrap());
         let text = text.replace("/opt/trainyard/bin/trainyard", machine.program.to_str().unwrap());
-        text.replace("/opt/trainyard/attempts", machine.attempts.to_str().unwrap()).replace("/opt/trainyard/notes", notes.to_str().unwrap())
+        text.replace("/opt/trainyard/attempts", attempts.to_str().unwrap()).replace("/opt/trainyard/notes", notes.to_str().unwrap())
     };
     let words: Vec<String> = container["command"].as_array().unwrap().iter().map(|word| inside(word.as_str().unwrap())).collect();
     let folder = Path::new(&words[3]);
@@ -139,7 +143,7 @@ fn start(pod: &Value, machine: &Machine, notes: &Path) -> Child {
     fs::write(notes.join("order.json"), order.replace("/opt/trainyard/cache", machine.cache.to_str().unwrap())).unwrap();
     let log = fs::File::create(folder.join("container.log")).unwrap();
     let mut command = Command::new(&words[0]);
-    command.args(&words[1..]).env("POD_IP", "127.0.0.1").env("JOB_COMPLETION_INDEX", index.as_str().unwrap());
+    command.args(&words[1..]).env("POD_IP", format!("127.0.0.{}", number + 1)).env("JOB_COMPLETION_INDEX", index.as_str().unwrap());
     let set = container["env"].as_array().unwrap().iter().filter_map(|one| Some((one["name"].as_str()?, one["value"].as_str()?)));
     command.envs(set);
     command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).process_group(0);
