@@ -2,7 +2,7 @@
 //!
 //! A run has a layer of its own for what it installs ([`super::overlay()`]), but whoever is root, or calls the interpreter of the cache
 //! by its path, can write into the environment itself. Installing, upgrading and removing packages changes the names in
-//! `site-packages`, which is what is compared at every use. A file that is rewritten in place is found by [`super::verify`].
+//! `site-packages`, which is what is compared at every use. A file that is rewritten in place is found by [`super::verify()`].
 
 use std::{
     fs, io,
