@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     path::Path,
     time::{Duration, Instant},
 };
@@ -20,7 +21,7 @@ use trainyard_engine::executor::{
 use trainyard_wire::native::AttemptOrder;
 use uuid::Uuid;
 
-use self::double::{Cluster, How, Kubelet, Machine};
+use self::double::{Cluster, How, Kubelet, Machine, machine::attempts_of};
 use super::{Bench, Place, order, see, until, write_program};
 
 pub(crate) mod double;
@@ -470,14 +471,15 @@ async fn kubernetes_starts_an_agent_for_each_node_of_a_run_that_knows_its_number
     let (executor, order) = (double.executor(), order_for(&spread));
     let attempt = AttemptId(order.attempt);
     executor.submit(&order).await.unwrap();
+    let agents_in = |pod| fs::read_to_string(attempts_of(&double.place.root(), pod).join(attempt.to_string()).join("agents"));
+    let agents = || (0..3).map(|pod| agents_in(pod).unwrap_or_default()).collect::<String>();
     until("three agents", || async {
         see(&executor, attempt).await;
-        double.starts(attempt) == 3
+        agents().lines().count() == 3
     })
     .await;
-    let agents = double.place.read(attempt, "agents");
     for node in 0..3 {
-        assert!(agents.lines().any(|line| line.ends_with(&format!("--node {node}"))), "{agents}");
+        assert!(agents_in(node).unwrap().ends_with(&format!("--node {node}\n")), "{}", agents());
     }
     let job = double.cluster.only("jobs").unwrap();
     assert_eq!((&job["spec"]["completions"], &job["spec"]["parallelism"]), (&json!(3), &json!(3)));

@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 use self::machine::work;
 
 #[path = "machine.rs"]
-mod machine;
+pub(crate) mod machine;
 
 /// How the API server answers the next requests that fit.
 #[derive(Clone, Debug)]

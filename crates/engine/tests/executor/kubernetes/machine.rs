@@ -123,13 +123,16 @@ fn note(inner: &Inner, pod: &Value, notes: &Path) -> bool {
     true
 }
 
+/// Where the attempts of a pod are: what is in one pod is in no other.
+pub(crate) fn attempts_of(first: &Path, number: u8) -> PathBuf {
+    if number == 0 { first.to_owned() } else { first.with_file_name(format!("attempts-of-pod-{number}")) }
+}
+
 fn start(pod: &Value, machine: &Machine, notes: &Path) -> Child {
     let container = &pod["spec"]["containers"][0];
     let index = &pod["metadata"]["annotations"]["batch.kubernetes.io/job-completion-index"];
     let number: u8 = index.as_str().unwrap().parse().unwrap();
-    // What is in one pod is in no other.
-    let attempts =
-        if number == 0 { machine.attempts.clone() } else { machine.attempts.with_file_name(format!("attempts-of-pod-{number}")) };
+    let attempts = attempts_of(&machine.attempts, number);
     let inside = |text: &str| {
         let text = text.replace("$(JOB_COMPLETION_INDEX)", index.as_str().unwrap());
         let text = text.replace("/opt/trainyard/bin/trainyard", machine.program.to_str().unwrap());
