@@ -43,6 +43,12 @@ pub enum Observation {
         /// What ended it.
         cause: Cause,
     },
+    /// The engine does not hear of the machine that its agent is on. That is this machine's trouble with the engine as long as the agent is heard,
+    /// and its end if not.
+    Doubtful {
+        /// What is known about it.
+        cause: Cause,
+    },
     /// The engine gave up the machine that its agent is on, which may be at work all the same.
     Lost {
         /// What is known about it.

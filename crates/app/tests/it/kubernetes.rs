@@ -150,6 +150,27 @@ async fn a_pod_that_is_evicted_says_why_and_the_run_is_tried_again() {
 }
 
 #[tokio::test]
+async fn a_node_that_kubernetes_does_not_hear_of_is_lost_only_if_the_agent_is_silent_too() {
+    let bench = Bench::new("").await;
+    let run = bench.server.submit("import time\nprint('running', flush=True)\ntime.sleep(40)\n", |_| {}).await;
+    bench.server.wait_for_output(&run, "running").await;
+    let message = "Kubelet stopped posting node status.";
+    let unknown = json!([{ "type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown", "message": message }]);
+    bench.cluster.change("nodes", "n1", &json!({ "status": { "conditions": unknown } }));
+    bench.cluster.change_pods(&json!({ "status": { "conditions": [{ "type": "Ready", "status": "False" }] } }));
+    until("two looks at the node", || async { (bench.cluster.requests("GET nodes") >= 2).then_some(()) }).await;
+    let attempts = bench.attempts(&run, 1).await;
+    assert_eq!((attempts.as_array().unwrap().len(), &attempts[0]["cause"]), (1, &Value::Null), "its agent is heard: the code runs on");
+
+    bench.cluster.freeze_pods();
+    let attempts = bench.attempts(&run, 2).await;
+    assert_eq!(attempts[0]["cause"]["kind"], "node_lost", "{attempts:#}");
+    assert!(attempts[0]["cause"]["message"].as_str().unwrap().contains(message), "{attempts:#}");
+    assert!(bench.server.cli(&["cancel", &run]).status.success());
+    bench.server.wait_for(&run, "Cancelled").await;
+}
+
+#[tokio::test]
 async fn a_job_that_somebody_deletes_is_a_cancelled_run() {
     let bench = Bench::new("").await;
     let run = bench.server.submit(LONG, |_| {}).await;

@@ -67,8 +67,11 @@ pub(super) fn decide(live: &LiveRun, sight: &Sight, limits: &Limits) -> Step {
         {
             Step::Fence(cancelled(live))
         }
-        (Observation::Alive, Desired::Cancel) if live.state == RunState::Finalizing => Step::Leave,
-        (Observation::Alive, Desired::Cancel) => Step::Stop,
+        (Observation::Doubtful { cause }, Desired::Run) if sight.silence.lasts > heartbeat_limit => Step::Fence(cause.clone()),
+        (Observation::Doubtful { .. }, Desired::Cancel) if sight.silence.lasts > heartbeat_limit => Step::Fence(cancelled(live)),
+        (Observation::Doubtful { .. }, Desired::Run) => Step::Leave,
+        (Observation::Alive | Observation::Doubtful { .. }, Desired::Cancel) if live.state == RunState::Finalizing => Step::Leave,
+        (Observation::Alive | Observation::Doubtful { .. }, Desired::Cancel) => Step::Stop,
         (Observation::Unknown, Desired::Cancel) => Step::GiveUp(cancelled(live)),
         (Observation::Unknown, Desired::Run) if matches!(live.state, RunState::Starting | RunState::Preparing) && !live.retries.held => {
             Step::Start
@@ -215,6 +218,20 @@ mod tests {
         let cancel = live(RunState::Starting, Desired::Cancel);
         assert_eq!(seen(&cancel, Observation::Lost { cause: cause() }), Step::Fence(cancelled()));
         assert_eq!(seen(&cancel, Observation::Over { cause: cause() }), Step::Close(cancelled()));
+    }
+
+    #[test]
+    fn a_machine_that_its_engine_does_not_hear_of_is_lost_if_its_agent_is_silent_too() {
+        let cause = || Cause::NodeLost { message: "Kubelet stopped posting node status.".into() };
+        let doubtful = || Observation::Doubtful { cause: cause() };
+        for state in [RunState::Running, RunState::Finalizing] {
+            let run = live(state, Desired::Run);
+            assert_eq!(after(&run, doubtful(), (30, 0)), Step::Leave, "its agent is heard: the code runs on");
+            assert_eq!(after(&run, doubtful(), (31, 0)), Step::Fence(cause()));
+        }
+        let cancel = live(RunState::Running, Desired::Cancel);
+        assert_eq!(after(&cancel, doubtful(), (1, 0)), Step::Stop, "it hears that it is to end");
+        assert!(matches!(after(&cancel, doubtful(), (31, 0)), Step::Fence(Cause::Cancelled { .. })));
     }
 
     #[test]

@@ -24,6 +24,7 @@ use uuid::Uuid;
 use self::double::{Cluster, How, Kubelet, Machine, machine::attempts_of};
 use super::{Bench, Place, order, see, until, write_program};
 
+mod asked;
 pub(crate) mod double;
 pub(super) mod real;
 
@@ -237,63 +238,6 @@ async fn kubernetes_says_when_to_come_again_and_is_asked_then() {
 }
 
 #[tokio::test]
-async fn kubernetes_quotas_are_waited_for_and_refusals_are_not() {
-    let double = Double::new();
-    double.cluster.fault(
-        "POST jobs",
-        1,
-        How::Answers(403, "Forbidden", "jobs.batch \"x\" is forbidden: exceeded quota: runs, used: 5, limited: 5"),
-    );
-    let (executor, order) = (double.executor(), order());
-    executor.submit(&order).await.unwrap();
-    until_waits(&executor, AttemptId(order.attempt), "exceeded quota: runs").await;
-    for (code, reason, words, by_definition) in [
-        (403, "Forbidden", "jobs.batch is forbidden: User \"trainyard\" cannot create resource \"jobs\"", false),
-        (404, "NotFound", "namespaces \"runs\" not found", false),
-        (422, "Invalid", "Job.batch \"x\" is invalid: spec.template.spec.priorityClassName: not found", true),
-    ] {
-        double.cluster.fault("POST jobs", 1, How::Answers(code, reason, words));
-        let order = super::order();
-        executor.submit(&order).await.unwrap();
-        let seen = until_seen(&executor, AttemptId(order.attempt), |seen| !matches!(seen, Observation::Pending { .. })).await;
-        let Observation::Over { cause: Cause::StartFailed { message, by_definition: found } } = seen else { panic!("{seen:?}") };
-        assert!(message.contains(words) && found == by_definition, "{message}");
-    }
-}
-
-#[tokio::test]
-async fn kubernetes_is_asked_before_a_run_is_stored() {
-    let double = Double::new();
-    let executor = double.executor();
-    let plain = super::slurm::definition();
-    assert_eq!(executor.check(&plain).await.unwrap(), None);
-    assert_eq!(executor.check(&plain).await.unwrap(), None);
-    assert_eq!(double.cluster.requests("POST jobs"), 1, "runs with the same wishes are one question");
-    assert!(double.cluster.objects("jobs").is_empty(), "it was only a question");
-
-    let wish = KubernetesWish { priority_class: Some("none".into()), ..KubernetesWish::default() };
-    let refused = Definition { kubernetes: wish, ..plain.clone() };
-    double.cluster.fault("POST jobs", 1, How::Answers(403, "Forbidden", "no PriorityClass with name none was found"));
-    let error = executor.check(&refused).await.unwrap_err();
-    assert_eq!(error.message(), "Kubernetes does not take this run: no PriorityClass with name none was found");
-
-    let dockerfile = definition(&json!({ "container": { "image": { "dockerfile": { "text": "FROM python" } } } }));
-    let error = executor.check(&dockerfile).await.unwrap_err();
-    assert!(error.message().contains("builds no images"), "{error}");
-    let mpi = definition(&json!({ "distribution": { "node_count": 2, "processes_per_node": 1, "communication": "mpi" } }));
-    assert_eq!(executor.check(&mpi).await.unwrap(), None, "the agents reach each other");
-
-    let packages = definition(&json!({ "environment": { "python": { "python": "3.11", "pip": ["six"], "tools": [] } } }));
-    let warning = executor.check(&packages).await.unwrap().unwrap();
-    assert!(warning.contains("built anew in every pod"), "{warning}");
-
-    double.cluster.set_down(true);
-    let other = definition(&json!({ "kubernetes": { "cpus": "3" } }));
-    let warning = executor.check(&other).await.unwrap().unwrap();
-    assert!(warning.contains("could not be asked") && warning.contains("etcdserver"), "{warning}");
-}
-
-#[tokio::test]
 async fn kubernetes_watches_that_break_or_begin_too_late_hide_nothing() {
     let (double, executor, _, attempt) = submitted(Kubelet::Idle).await;
     for (round, trouble) in ["break", "forget", "break"].into_iter().enumerate() {
@@ -409,14 +353,47 @@ async fn kubernetes_jobs_that_somebody_deletes_are_cancelled_by_somebody() {
 }
 
 #[tokio::test]
-async fn kubernetes_lost_nodes_are_noticed_before_their_pods_are_given_up() {
+async fn kubernetes_pods_that_vanish_before_they_began_end_their_attempt() {
+    let (double, executor, _, attempt) = submitted(Kubelet::Idle).await;
+    double.cluster.delete_pods();
+    let cause = until_ended(&executor, attempt).await;
+    assert!(cause.label() == "agent_lost" && cause.sentence().contains("BackoffLimitExceeded"), "{cause:?}");
+    assert!(double.cluster.objects("pods").is_empty(), "none is made anew");
+}
+
+#[tokio::test]
+async fn kubernetes_jobs_that_a_queue_suspends_wait_and_are_another_attempts_once_they_had_begun() {
+    let suspended = json!({ "spec": { "suspend": true } });
+    let (double, executor, _, attempt) = submitted(Kubelet::Idle).await;
+    let job = format!("trainyard-{attempt}");
+    double.cluster.change("jobs", &job, &suspended);
+    double.cluster.delete_pods();
+    until_waits(&executor, attempt, "is suspended").await;
+
     let (double, executor, _, attempt) = submitted(Kubelet::Works).await;
+    let job = format!("trainyard-{attempt}");
+    double.cluster.change("jobs", &job, &suspended);
+    assert!(executor.explain(attempt).await.unwrap().sentence().contains("was suspended"));
+    double.cluster.delete_pods();
+    let cause = until_ended(&executor, attempt).await;
+    assert!(matches!(&cause, Cause::Preempted { message } if message.contains("was suspended")), "{cause:?}");
+}
+
+#[tokio::test]
+async fn kubernetes_nodes_that_are_not_heard_of_are_noticed_before_their_pods_are_given_up() {
+    let (double, executor, _, attempt) = submitted(Kubelet::Works).await;
+    double.cluster.freeze_pods();
     let unknown =
         json!([{ "type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown", "message": "Kubelet stopped posting node status." }]);
     double.cluster.change("nodes", "n1", &json!({ "status": { "conditions": unknown } }));
     double.cluster.change_pods(&json!({ "status": { "conditions": [{ "type": "Ready", "status": "False" }] } }));
-    let cause = until_ended(&executor, attempt).await;
-    assert!(matches!(&cause, Cause::NodeLost { message } if message.contains("stopped posting")), "{cause:?}");
+    let seen = until_seen(&executor, attempt, |seen| *seen != Observation::Alive).await;
+    let Observation::Doubtful { cause: Cause::NodeLost { message } } = seen else { panic!("{seen:?}") };
+    assert!(message.contains("stopped posting"), "{message}");
+    let heard = json!([{ "type": "Ready", "status": "True", "reason": "KubeletReady" }]);
+    double.cluster.change("nodes", "n1", &json!({ "status": { "conditions": heard } }));
+    double.cluster.change_pods(&json!({ "status": { "conditions": [{ "type": "Ready", "status": "True" }] } }));
+    until_seen(&executor, attempt, |seen| *seen == Observation::Alive).await;
 }
 
 #[tokio::test]
@@ -495,47 +472,6 @@ async fn kubernetes_older_than_numbered_pods_refuses_runs_on_several_nodes() {
     let cause = until_ended(&executor, AttemptId(order.attempt)).await;
     assert!(cause.sentence().contains("older than 1.24"), "{cause:?}");
     assert!(double.cluster.objects("jobs").is_empty());
-}
-
-#[tokio::test]
-async fn kubernetes_gets_what_target_run_and_template_ask_for() {
-    let double = Double::new();
-    double.cluster.set_kubelet(Kubelet::Idle);
-    let template = json!({ "metadata": { "labels": { "team": "vision", "trainyard.attempt": "mine" } }, "spec": { "hostNetwork": true, "containers": [{ "name": "run", "securityContext": { "runAsUser": 1000 } }] } });
-    let wish = KubernetesWish { memory: Some("1Gi".into()), tolerations: vec!["gpu=yes:NoSchedule".into()], ..KubernetesWish::default() };
-    let target = KubernetesTarget { wish, template: Some(template), image_pull_secrets: vec!["mine".into()], ..target() };
-    let executor = executor(&double.cluster.kubeconfig(), SERVER, target);
-    let definition = definition(&json!({
-        "container": { "image": { "named": { "reference": "registry.example/team/torch:2" } }, "shm_bytes": 1024 },
-        "kubernetes": { "gpus": 2, "cpus": "500m", "node_selector": { "zone": "a" } },
-    }));
-    let logins = json!({ "logins": [{ "host": "registry.example", "username": "ada", "password": "hunter2" }] });
-    let order = AttemptOrder { containers: logins, ..order_for(&definition) };
-    executor.submit(&order).await.unwrap();
-    until("the pod", || async { !double.cluster.objects("pods").is_empty() && double.cluster.objects("secrets").len() == 2 }).await;
-    let pod = double.cluster.only("pods").unwrap();
-    let (spec, run) = (&pod["spec"], &pod["spec"]["containers"][0]);
-    assert_eq!(run["image"], "registry.example/team/torch:2");
-    assert_eq!(
-        run["resources"],
-        json!({ "requests": { "cpu": "500m", "memory": "1Gi" }, "limits": { "memory": "1Gi", "nvidia.com/gpu": "2" } })
-    );
-    assert_eq!(run["securityContext"]["runAsUser"], 1000);
-    assert_eq!(spec["nodeSelector"], json!({ "zone": "a" }));
-    assert_eq!(spec["tolerations"], json!([{ "key": "gpu", "operator": "Equal", "value": "yes", "effect": "NoSchedule" }]));
-    assert_eq!(
-        (&spec["hostNetwork"], &spec["restartPolicy"], &spec["automountServiceAccountToken"]),
-        (&json!(true), &json!("Never"), &json!(false))
-    );
-    assert_eq!(pod["metadata"]["labels"]["team"], "vision");
-    assert_eq!(pod["metadata"]["labels"]["trainyard.attempt"], order.attempt.to_string(), "what this server finds it by is its own");
-    let pulls: Vec<&str> = spec["imagePullSecrets"].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap()).collect();
-    assert_eq!(pulls, ["mine".to_owned(), format!("trainyard-{}-registries", order.attempt)]);
-    assert!(!pod.to_string().contains("hunter2") && !double.cluster.only("jobs").unwrap().to_string().contains("secret-token"));
-    // The agent is inside already: it is told of no container, and of no login.
-    let inside = executor.order(AttemptId(order.attempt)).await.unwrap().unwrap();
-    assert!(inside.definition["container"].is_null() && inside.containers.is_null());
-    assert_eq!(inside.token, "secret-token");
 }
 
 #[tokio::test]

@@ -1,7 +1,8 @@
-//! Asks Kubernetes whether it would take a Job, before a run that needs it is stored: a Job is made with `dryRun=All`, which goes through everything
-//! that a real one does and is not kept.
+//! Asks Kubernetes whether it would take a run, before the run is stored: a Job is made with `dryRun=All`, which goes through everything that a real
+//! one does and is not kept, and then a pod of it. A Job says nothing about its pods: one with a priority class that does not exist is taken, and
+//! has no pods for ever.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use trainyard_core::{Result, definition::Definition, ids::AttemptId};
 use uuid::Uuid;
 
@@ -29,21 +30,41 @@ impl Inner {
     async fn ask(&self, plan: &Plan<'_>) -> Answer {
         // The same for all runs with the same wishes, so that it is a question once.
         let nobody = Owner { server: &self.server, attempt: AttemptId(Uuid::nil()), run: "check" };
-        let mut document = plan.job(nobody, 0);
-        let question = document.to_string();
-        document["metadata"]["name"] = format!("trainyard-check-{}", Uuid::new_v4()).into();
-        self.checks.answer(question, self.try_it(document)).await
+        let job = plan.job(nobody, 0);
+        self.checks.answer(job.to_string(), self.try_all(job)).await
     }
 
-    async fn try_it(&self, document: Value) -> Answer {
-        let path = format!("{}?dryRun=All", Kind::Jobs.path());
-        match tokio::time::timeout(PATIENCE, self.api.post::<Value>(&path, &document)).await {
-            Ok(Ok(_)) => Answer::Fine,
-            Ok(Err(Failure::NoAnswer(words) | Failure::Busy { words, .. })) => Answer::Unknown(words),
+    async fn try_all(&self, mut job: Value) -> Answer {
+        let name = format!("trainyard-check-{}", Uuid::new_v4());
+        job["metadata"]["name"] = json!(name);
+        let mut pod = job["spec"]["template"].clone();
+        pod["apiVersion"] = json!("v1");
+        pod["kind"] = json!("Pod");
+        pod["metadata"]["name"] = json!(name);
+        let both = async {
+            match self.try_it(Kind::Jobs, &job).await {
+                Answer::Fine => self.try_it(Kind::Pods, &pod).await,
+                answer => answer,
+            }
+        };
+        let late = || Answer::Unknown(format!("it did not answer within {} s", PATIENCE.as_secs()));
+        tokio::time::timeout(PATIENCE, both).await.unwrap_or_else(|_| late())
+    }
+
+    async fn try_it(&self, kind: Kind, document: &Value) -> Answer {
+        match self.api.post::<Value>(&format!("{}?dryRun=All", kind.path()), document).await {
+            Ok(_) => Answer::Fine,
+            Err(Failure::NoAnswer(words) | Failure::Busy { words, .. }) => Answer::Unknown(words),
             // It may fit when less is in use.
-            Ok(Err(failure)) if is_for_now(&failure) => Answer::Fine,
-            Ok(Err(failure)) => Answer::Refused(failure.words().to_owned()),
-            Err(_) => Answer::Unknown(format!("it did not answer within {} s", PATIENCE.as_secs())),
+            Err(failure) if is_for_now(&failure) => Answer::Fine,
+            // Pods are made by Kubernetes itself: this server need not have the right to, and then cannot ask.
+            Err(failure) if kind == Kind::Pods && is_without_right(&failure) => Answer::Fine,
+            Err(failure) => Answer::Refused(failure.words().to_owned()),
         }
     }
+}
+
+/// Whether it is the one who asks that is refused, and not what was asked for.
+fn is_without_right(failure: &Failure) -> bool {
+    failure.code() == Some(403) && failure.words().contains("cannot create resource")
 }

@@ -24,7 +24,7 @@ pub(super) fn failed(job: &Job, pods: &[Pod]) -> Cause {
         return of_pod(pod);
     }
     if let Some(pod) = pods.iter().find(|pod| pod.metadata.is_going()) {
-        return leaving(pod);
+        return leaving(job, pod);
     }
     let words = condition.map_or_else(String::new, |condition| format!(": {} ({})", shortened(&condition.message), condition.reason));
     Cause::AgentLost { message: format!("Kubernetes Job {} failed, and its pod is gone{words}", job.metadata.name) }
@@ -36,7 +36,16 @@ pub(super) fn explanation(job: &Job, pods: &[Pod]) -> Option<Cause> {
         return Some(deadline(job));
     }
     let told = |pod: &&Pod| pod.metadata.is_going() || pod.holds("DisruptionTarget").is_some() || is_shutdown(&pod.status.reason);
-    pods.iter().find(told).map(leaving)
+    match pods.iter().find(told) {
+        Some(pod) => Some(leaving(job, pod)),
+        // Its pods may be off the list already.
+        None => job.spec.suspend.then(|| suspended(job)),
+    }
+}
+
+/// Somebody stopped its Job for a while after its pods had begun: a queue that needs their room, say. What comes after is another attempt's.
+pub(super) fn suspended(job: &Job) -> Cause {
+    Cause::Preempted { message: format!("Kubernetes Job {} was suspended, by a queue or by somebody", job.metadata.name) }
 }
 
 /// Its Job was there, and is not any more.
@@ -51,10 +60,13 @@ pub(super) fn undelivered(job: &str) -> Cause {
     }
 }
 
-/// A pod that is on its way out.
-pub(super) fn leaving(pod: &Pod) -> Cause {
+/// A pod of `job` that is on its way out.
+pub(super) fn leaving(job: &Job, pod: &Pod) -> Cause {
     if let Some(cause) = disrupted(pod) {
         return cause;
+    }
+    if job.spec.suspend {
+        return suspended(job);
     }
     if is_shutdown(&pod.status.reason) {
         return shut_down(pod);
@@ -87,9 +99,9 @@ pub(super) fn not_started(pod: &Pod, status: &ContainerStatus, waiting: &Waiting
 /// Whether what is wrong is wrong with what was asked for: a registry that is away would have answered otherwise.
 fn is_definitions(waiting: &Waiting) -> bool {
     const WORDS: [&str; 7] =
-        ["not found", "manifest unknown", "denied", "unauthorized", "authentication required", "does not exist", "invalid"];
+        ["not found", "manifest unknown", "denied", "unauthorized", "authentication required", "does not exist", "invalid reference"];
     let said = waiting.message.to_lowercase();
-    waiting.reason == "InvalidImageName" || WORDS.iter().any(|words| said.contains(words))
+    matches!(waiting.reason.as_str(), "InvalidImageName" | "ErrImageNeverPull") || WORDS.iter().any(|words| said.contains(words))
 }
 
 fn deadline(job: &Job) -> Cause {
@@ -167,7 +179,7 @@ fn disrupted(pod: &Pod) -> Option<Cause> {
             message: format!("Kubernetes took {} off its node to make room for another pod{words} ({reason})", named(pod)),
         },
         "EvictionByEvictionAPI" => {
-            Cause::Preempted { message: format!("{} was evicted, because its node is drained, say{words} ({reason})", named(pod)) }
+            Cause::Preempted { message: format!("{} was evicted, as when its node is drained{words} ({reason})", named(pod)) }
         }
         _ => Cause::Preempted { message: format!("Kubernetes took {} off its node{words} ({reason})", named(pod)) },
     })
@@ -268,8 +280,13 @@ mod tests {
         assert_eq!(explanation(&alive, std::slice::from_ref(&running)), None, "somebody sent a signal: Kubernetes knows nothing of it");
         let mut going = running.clone();
         going.metadata.deletion_timestamp = Some("2026-11-23T10:00:00Z".into());
-        let told = explanation(&alive, &[going]).unwrap();
+        let told = explanation(&alive, std::slice::from_ref(&going)).unwrap();
         assert!(told.label() == "cancelled" && told.sentence().contains("pod p on node n1 was deleted"), "{told:?}");
+        let stopped: Job = serde_json::from_value(json!({ "metadata": { "name": "trainyard-1" }, "spec": { "suspend": true } })).unwrap();
+        for pods in [&[going][..], &[]] {
+            let told = explanation(&stopped, pods).unwrap();
+            assert!(told.label() == "preempted" && told.sentence().contains("Job trainyard-1 was suspended"), "{told:?}");
+        }
         assert_eq!(explanation(&job("DeadlineExceeded"), &[running]).unwrap().label(), "time_limit");
     }
 

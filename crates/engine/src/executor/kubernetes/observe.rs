@@ -76,7 +76,12 @@ impl Inner {
             return Observation::NoAgent { starts: 0 };
         }
         if job.spec.suspend {
-            return pending(reason::suspended(&job.metadata.name));
+            match pods.iter().all(Pod::is_over) {
+                true if known.begun => return Observation::Lost { cause: ending::suspended(job) },
+                true => return pending(reason::suspended(&job.metadata.name)),
+                // Their agents have a last word.
+                false => {}
+            }
         }
         self.observe_pods(attempt, job, pods)
     }
@@ -106,6 +111,7 @@ impl Inner {
                 let words = known.without_pods.and_then(|(_, words)| words);
                 pending(reason::without_pods(&job.metadata.name, words.as_deref()))
             }
+            Sight::Doubtful(cause) => Observation::Doubtful { cause },
             Sight::Lost(cause) => Observation::Lost { cause },
         }
     }

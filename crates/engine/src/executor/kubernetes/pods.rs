@@ -35,9 +35,11 @@ pub(super) enum Sight {
         /// What ends the attempt if it does not.
         cause: Cause,
     },
+    /// Kubernetes does not hear of the node of one, on which it may run on all the same.
+    Doubtful(Cause),
     /// There is none yet.
     None,
-    /// One is lost, or was replaced by another one, which must not begin.
+    /// One was replaced by another one, which must not begin.
     Lost(Cause),
 }
 
@@ -51,13 +53,14 @@ pub(super) fn sight(job: &Job, pods: &[Pod], lost_nodes: &BTreeMap<String, Strin
             return Sight::Lost(ending::replaced(before, pod));
         }
     }
-    let sights: Vec<Sight> = newest.values().map(|pod| of(pod, lost_nodes)).collect();
+    let sights: Vec<Sight> = newest.values().map(|pod| of(job, pod, lost_nodes)).collect();
     if sights.is_empty() {
         return Sight::None;
     }
     let first = |wanted: fn(&Sight) -> bool| sights.iter().find(|sight| wanted(sight)).cloned();
     let worst = first(|sight| matches!(sight, Sight::Lost(_)))
         .or_else(|| first(|sight| matches!(sight, Sight::Leaving { .. })))
+        .or_else(|| first(|sight| matches!(sight, Sight::Doubtful(_))))
         .or_else(|| first(|sight| matches!(sight, Sight::Trouble { .. })))
         .or_else(|| first(|sight| matches!(sight, Sight::Waits(_))));
     match worst {
@@ -72,18 +75,18 @@ pub(super) fn sight(job: &Job, pods: &[Pod], lost_nodes: &BTreeMap<String, Strin
     }
 }
 
-fn of(pod: &Pod, lost_nodes: &BTreeMap<String, String>) -> Sight {
+fn of(job: &Job, pod: &Pod, lost_nodes: &BTreeMap<String, String>) -> Sight {
     if pod.metadata.is_going() {
-        return Sight::Leaving { patience: pod.grace() + MARGIN, cause: ending::leaving(pod) };
+        return Sight::Leaving { patience: pod.grace() + MARGIN, cause: ending::leaving(job, pod) };
     }
     let node = pod.spec.node_name.as_deref().unwrap_or_default();
     if let Some(words) = lost_nodes.get(node).filter(|_| !pod.is_over()) {
-        return Sight::Lost(ending::node_lost(pod, words));
+        return Sight::Doubtful(ending::node_lost(pod, words));
     }
     match pod.status.phase.as_str() {
         // How it ended is the Job's to say, in a moment.
         "Succeeded" | "Failed" => Sight::Up,
-        "Unknown" => Sight::Lost(ending::node_lost(pod, "its state is not known")),
+        "Unknown" => Sight::Doubtful(ending::node_lost(pod, "its state is not known")),
         _ => waiting(pod).unwrap_or(Sight::Up),
     }
 }
@@ -220,9 +223,9 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_kubernetes_does_not_hear_of_is_lost() {
+    fn a_node_that_kubernetes_does_not_hear_of_is_in_doubt() {
         let lost = BTreeMap::from([("n1".to_owned(), "Kubelet stopped posting node status.".to_owned())]);
-        let Sight::Lost(cause) = sight(&job(1), &[pod(0, json!({}))], &lost) else { panic!("not lost") };
+        let Sight::Doubtful(cause) = sight(&job(1), &[pod(0, json!({}))], &lost) else { panic!("not in doubt") };
         assert!(matches!(&cause, Cause::NodeLost { message } if message.contains("stopped posting")), "{cause:?}");
     }
 }

@@ -72,15 +72,21 @@ pub(super) fn unscheduled(pod: &Pod, scheduled: &Condition) -> WaitReason {
 /// A node has it, and makes it ready.
 pub(super) fn being_started(pod: &Pod) -> WaitReason {
     let name = &pod.metadata.name;
-    let statuses = pod.status.init_container_statuses.iter().chain(&pod.status.container_statuses);
-    let waiting = statuses.filter_map(|status| Some((status, status.state.waiting.as_ref()?))).next();
-    match (pod.spec.node_name.as_deref(), waiting) {
-        (None | Some(""), _) => because("WaitingForScheduler", format!("pod {name} waits for a node")),
-        (Some(node), Some((status, waiting))) if !waiting.reason.is_empty() => because(
-            "Starting",
-            format!("pod {name} is being made ready on node {node}, which may have to fetch image {} ({})", status.image, waiting.reason),
-        ),
-        (Some(node), _) => because("Starting", format!("pod {name} is being made ready on node {node}")),
+    let Some(node) = pod.spec.node_name.as_deref().filter(|node| !node.is_empty()) else {
+        return because("WaitingForScheduler", format!("pod {name} waits for a node"));
+    };
+    let on = format!("pod {name} is being made ready on node {node}");
+    // They run one after the other: what comes after the one that is at work waits for nothing else.
+    let inits = &pod.status.init_container_statuses;
+    if let Some(init) = inits.iter().find(|status| status.state.running.is_some()) {
+        return because("Starting", format!("{on}: container {} is at work", init.name));
+    }
+    let waiting = inits.iter().chain(&pod.status.container_statuses).find_map(|status| Some((status, status.state.waiting.as_ref()?)));
+    match waiting {
+        Some((status, waiting)) if !waiting.reason.is_empty() => {
+            because("Starting", format!("{on}, which may have to fetch image {} ({})", status.image, waiting.reason))
+        }
+        _ => because("Starting", on),
     }
 }
 
@@ -113,5 +119,22 @@ mod tests {
         let pod: Pod =
             serde_json::from_value(serde_json::json!({ "metadata": { "name": "p" }, "status": { "phase": "Pending" } })).unwrap();
         assert_eq!(being_started(&pod).code, "WaitingForScheduler");
+    }
+
+    #[test]
+    fn a_pod_on_a_node_waits_for_its_containers_one_after_the_other() {
+        let status = |agent: serde_json::Value| {
+            let waits = serde_json::json!({ "waiting": { "reason": "PodInitializing" } });
+            let pod = serde_json::json!({ "metadata": { "name": "p" }, "spec": { "nodeName": "n1" }, "status": { "phase": "Pending",
+                "initContainerStatuses": [{ "name": "agent", "image": "agent:1", "state": agent }],
+                "containerStatuses": [{ "name": "run", "image": "python:3.11", "state": waits }] } });
+            being_started(&serde_json::from_value(pod).unwrap()).message
+        };
+        let words = status(serde_json::json!({ "waiting": { "reason": "PodInitializing" } }));
+        assert!(words.contains("may have to fetch image agent:1"), "{words}");
+        let words = status(serde_json::json!({ "running": {} }));
+        assert_eq!(words, "pod p is being made ready on node n1: container agent is at work");
+        let words = status(serde_json::json!({ "terminated": { "exitCode": 0, "reason": "Completed" } }));
+        assert!(words.contains("may have to fetch image python:3.11"), "{words}");
     }
 }

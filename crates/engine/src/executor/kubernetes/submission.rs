@@ -33,9 +33,12 @@ pub(super) fn submit(inner: &Arc<Inner>, order: &AttemptOrder) -> Result<()> {
     let attempt = AttemptId(order.attempt);
     match inner.observe(attempt) {
         Observation::Unknown | Observation::NoAgent { .. } => {}
-        Observation::Pending { .. } | Observation::Alive | Observation::Over { .. } | Observation::Lost { .. } | Observation::Collected => {
-            return Ok(());
-        }
+        Observation::Pending { .. }
+        | Observation::Alive
+        | Observation::Doubtful { .. }
+        | Observation::Over { .. }
+        | Observation::Lost { .. }
+        | Observation::Collected => return Ok(()),
     }
     if !inner.jobs.begin_sending(attempt) {
         return Ok(());

@@ -1,13 +1,17 @@
 //! Lays what an operator wrote over a pod that was made here.
 //!
 //! Tables are laid over tables, key by key. Lists of things that have names (containers, volumes, variables, pull secrets) are laid over each
-//! other by name, mounts by path, ports by number; other lists are put together. `null` takes away what is there.
+//! other by name, mounts by path, ports by number; a command and its arguments are taken as they are, because their words belong together; other
+//! lists are put together. `null` takes away what is there.
 
 use serde_json::{Map, Value};
 use trainyard_core::{Error, Result};
 
 /// What things in lists are told apart by; the first that all of them have.
 const KEYS: [&str; 4] = ["name", "mountPath", "containerPort", "topologyKey"];
+
+/// Lists that are one thing: half of another command is none.
+const WHOLE: [&str; 2] = ["command", "args"];
 
 /// Lays `over` over `base`.
 pub(super) fn merge(base: &mut Value, over: &Value) {
@@ -22,6 +26,7 @@ fn merge_tables(base: &mut Map<String, Value>, over: &Map<String, Value>) {
     for (key, value) in over {
         match base.get_mut(key) {
             _ if value.is_null() => drop(base.remove(key)),
+            Some(present) if WHOLE.contains(&key.as_str()) => present.clone_from(value),
             Some(present) => merge(present, value),
             None => drop(base.insert(key.clone(), value.clone())),
         }
@@ -92,6 +97,15 @@ mod tests {
         assert_eq!(found["containers"][0]["volumeMounts"].as_array().unwrap().len(), 2);
         assert_eq!(found["containers"][1]["name"], "side");
         assert_eq!(found["tolerations"], json!([{ "key": "a" }, { "key": "b" }]));
+    }
+
+    #[test]
+    fn a_command_is_replaced_as_a_whole() {
+        let base = json!({ "containers": [{ "name": "run", "command": ["agent", "--dir", "a"] }] });
+        let over = json!({ "containers": [{ "name": "run", "command": ["sh", "-c", "true"], "args": ["x"] }] });
+        let found = merged(base, &over);
+        assert_eq!(found["containers"][0]["command"], json!(["sh", "-c", "true"]));
+        assert_eq!(found["containers"][0]["args"], json!(["x"]));
     }
 
     #[test]

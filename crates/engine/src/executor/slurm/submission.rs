@@ -46,9 +46,12 @@ pub(super) async fn submit(inner: &Arc<Inner>, order: &AttemptOrder) -> Result<(
         Observation::Unknown => {}
         Observation::NoAgent { .. } if folder.verdict().is_some() => return close(inner, order).await,
         Observation::NoAgent { .. } => {}
-        Observation::Pending { .. } | Observation::Alive | Observation::Over { .. } | Observation::Lost { .. } | Observation::Collected => {
-            return Ok(());
-        }
+        Observation::Pending { .. }
+        | Observation::Alive
+        | Observation::Doubtful { .. }
+        | Observation::Over { .. }
+        | Observation::Lost { .. }
+        | Observation::Collected => return Ok(()),
     }
     if !inner.jobs.begin_sending(attempt) {
         return Ok(());

@@ -221,6 +221,11 @@ impl Cluster {
         }
     }
 
+    /// Stops every pod's processes without ending them, as a machine that freezes does.
+    pub(crate) fn freeze_pods(&self) {
+        self.lock().running.values().for_each(|running| signal_group(&running.child, Signal::STOP));
+    }
+
     /// What the agent of the only pod finds among its notes.
     pub(crate) fn note(&self, name: &str) -> String {
         let folders = fs::read_dir(self.dir.path().join("notes")).into_iter().flatten().flatten();
@@ -273,7 +278,13 @@ impl Inner {
     fn create(&mut self, plural: &str, mut object: Value) -> Value {
         object["metadata"]["uid"] = json!(self.new_uid());
         object["metadata"]["creationTimestamp"] = json!(format!("2026-11-23T10:00:{:02}Z", self.ids % 60));
-        self.put(plural, object, "ADDED")
+        let created = self.put(plural, object, "ADDED");
+        let owners = created["metadata"]["ownerReferences"].as_array().cloned().unwrap_or_default();
+        // As the garbage collector does with what comes after its owner was deleted.
+        if owners.iter().any(|owner| !self.objects.values().any(|object| object["metadata"]["uid"] == owner["uid"])) {
+            self.put(plural, created.clone(), "DELETED");
+        }
+        created
     }
 
     /// What a real one does: a Job goes at once (its pods and Secrets are the garbage collector's), a pod when its kubelet says so.
@@ -303,9 +314,18 @@ impl Inner {
                 &json!({ "metadata": { "deletionTimestamp": "2026-11-23T11:00:00Z", "deletionGracePeriodSeconds": grace } }),
             );
         } else {
-            self.put("pods", object.clone(), "DELETED");
+            self.remove_pod(object.clone());
         }
         Some(object)
+    }
+
+    /// A pod that was removed has failed, as its Job sees it; unless it was removed for that Job to stop for a while.
+    fn remove_pod(&mut self, pod: Value) {
+        let job = pod["metadata"]["ownerReferences"][0]["name"].as_str().unwrap_or_default().to_owned();
+        self.put("pods", pod, "DELETED");
+        if self.objects.get(&("jobs".to_owned(), job.clone())).is_some_and(|job| job["spec"]["suspend"] != true) {
+            self.change("jobs", &job, &json!({ "status": { "failed": 1 } }));
+        }
     }
 
     /// The fault that this request meets.
@@ -414,6 +434,9 @@ fn perform(inner: &Mutex<Inner>, (method, plural, name): (&Method, &str, Option<
             let name = sent["metadata"]["name"].as_str().unwrap().to_owned();
             if inner.objects.contains_key(&key(&name)) {
                 return status(409, "AlreadyExists", &format!("{plural} \"{name}\" already exists"));
+            }
+            if let Some(words) = machine::refused_pod(&inner, &sent).filter(|_| plural == "pods") {
+                return status(403, "Forbidden", &format!("pods \"{name}\" is forbidden: {words}"));
             }
             if parameter(uri, "dryRun").is_some() {
                 return document(StatusCode::CREATED, &sent);

@@ -40,17 +40,30 @@ impl Inner {
     }
 }
 
+/// What admission says of a pod, and of no Job: nobody there looks into what its pods will be.
+pub(super) fn refused_pod(inner: &Inner, pod: &Value) -> Option<String> {
+    let class = pod["spec"]["priorityClassName"].as_str()?;
+    let there = inner.objects.contains_key(&("priorityclasses".to_owned(), class.to_owned()));
+    (!there).then(|| format!("no PriorityClass with name {class} was found"))
+}
+
 fn make_pods(inner: &mut Inner) {
     if inner.makes_no_pods {
         return;
     }
     for job in inner.of("jobs") {
         let (spec, name) = (&job["spec"], job["metadata"]["name"].as_str().unwrap());
-        if spec["suspend"] == true || !inner.pods_of(&job).is_empty() || job["status"]["conditions"].is_array() {
+        let over = job["status"]["conditions"].is_array() || job["status"]["failed"].is_u64();
+        if spec["suspend"] == true || !inner.pods_of(&job).is_empty() || over {
             continue;
         }
         for index in 0..spec["completions"].as_u64().unwrap_or(1) {
             let mut pod = spec["template"].clone();
+            if let Some(words) = refused_pod(inner, &pod) {
+                let message = format!("Error creating: pods \"{name}-{index}-\" is forbidden: {words}");
+                inner.change("events", name, &json!({ "reason": "FailedCreate", "message": message }));
+                continue;
+            }
             let metadata = json!({
                 "name": format!("{name}-{index}-{:05x}", inner.ids),
                 "annotations": { "batch.kubernetes.io/job-completion-index": index.to_string() },
@@ -83,7 +96,7 @@ fn tend(inner: &mut Inner, pod: &Value, (machine, notes): (&Machine, &Path)) {
             );
             if pod["metadata"]["deletionTimestamp"].is_string() {
                 let pod = inner.objects[&("pods".to_owned(), name.to_owned())].clone();
-                inner.put("pods", pod, "DELETED");
+                inner.remove_pod(pod);
             }
         } else {
             note(inner, pod, notes);
@@ -178,7 +191,7 @@ fn judge(inner: &mut Inner) {
             }
         } else if phases("Succeeded") == wanted {
             add(inner, "SuccessCriteriaMet", "CompletionsReached", "Reached expected number of succeeded pods");
-        } else if phases("Failed") > 0 {
+        } else if phases("Failed") > 0 || job["status"]["failed"].is_u64() {
             add(inner, "FailureTarget", "BackoffLimitExceeded", "Job has reached the specified backoff limit");
             for pod in pods.iter().filter(|pod| pod["status"]["phase"] == "Running" || pod["status"]["phase"] == "Pending") {
                 inner.delete("pods", pod["metadata"]["name"].as_str().unwrap(), &Value::Null);
