@@ -188,18 +188,34 @@ pub(super) fn make_room(cache: &Cache, max_bytes: u64, built: &EnvironmentHash) 
     told
 }
 
-/// Takes an environment out of the cache; `false`: somebody builds or uses it, or it is pinned. It is gone at once, and removing its
-/// files goes on in the background.
+/// The right to take an environment out of the cache, as long as it is held.
+pub(super) struct Evictable {
+    _builder: BuilderLock,
+    _unused: Unused,
+}
+
+impl Evictable {
+    /// `None`: somebody builds or uses it, or it is pinned.
+    pub(super) fn claim(cache: &Cache, hash: &EnvironmentHash) -> io::Result<Option<Self>> {
+        let Some(builder) = BuilderLock::try_acquire(&cache.lock_file(hash))? else { return Ok(None) };
+        let Some(unused) = Unused::claim(&cache.use_file(hash))? else { return Ok(None) };
+        let claimed = Self { _builder: builder, _unused: unused };
+        Ok(Some(claimed).filter(|_| !cache.pin_file(hash).exists()))
+    }
+
+    /// Takes it out. It is gone at once, and removing its files goes on in the background.
+    pub(super) fn evict(self, cache: &Cache, hash: &EnvironmentHash) -> io::Result<()> {
+        if let Some(trash) = cache.trash(hash)? {
+            discard(trash);
+        }
+        Ok(())
+    }
+}
+
+/// Takes an environment out of the cache; `false`: that is not possible now.
 pub(super) fn evict(cache: &Cache, hash: &EnvironmentHash) -> io::Result<bool> {
-    let Some(_builder) = BuilderLock::try_acquire(&cache.lock_file(hash))? else { return Ok(false) };
-    let Some(_unused) = Unused::claim(&cache.use_file(hash))? else { return Ok(false) };
-    if cache.pin_file(hash).exists() {
-        return Ok(false);
-    }
-    if let Some(trash) = cache.trash(hash)? {
-        discard(trash);
-    }
-    Ok(true)
+    let claimed = Evictable::claim(cache, hash)?;
+    claimed.map_or(Ok(false), |claimed| claimed.evict(cache, hash).map(|()| true))
 }
 
 /// Everything complete in the cache, the least recently used one first.

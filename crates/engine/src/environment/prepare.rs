@@ -19,7 +19,7 @@ use super::{
     cache::{BuilderLock, Cache, Remembered},
     command::{BuildLog, Console},
     conda,
-    evict::{evict, make_room, tidy_in_background},
+    evict::{Evictable, make_room, tidy_in_background},
     host::Host,
     index::IndexSources,
     interpreter::{AtHand, Chosen, Landscape, Source, choose_because, discover, user_managed},
@@ -182,9 +182,13 @@ async fn prepare_for_use(
         if !changes.is_empty() {
             let changed = format!("environment {hash} was changed since it was built ({})", shortened(&changes));
             prepared.in_use = None;
-            if tries < TRIES && evict(&cache, &hash).map_err(|error| PrepareError::disk("failed to remove a changed environment", error))? {
+            let cannot = |error| PrepareError::disk("failed to remove a changed environment", error);
+            if tries < TRIES
+                && let Some(claimed) = Evictable::claim(&cache, &hash).map_err(cannot)?
+            {
                 console.line(&format!("{changed}; it is built again"));
                 discard_downloads(host, (&cache, settings), &rewritten, console).await?;
+                claimed.evict(&cache, &hash).map_err(cannot)?;
                 continue;
             }
             prepared.in_use = InUse::begin(&cache, &hash, console.cancel).await?;

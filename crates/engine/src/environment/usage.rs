@@ -20,6 +20,9 @@ use super::{cache::Cache, prepare::PrepareError};
 /// How often somebody looks again who found the lock taken; it is taken only as long as a rename lasts.
 const POLL: Duration = Duration::from_millis(5);
 
+/// The same for whoever waits until everybody else is done, which may take as long as a build.
+const LONG_POLL: Duration = Duration::from_millis(100);
+
 /// Keeps an environment from being removed until it, its clones, and the processes that [inherited](Self::inherit) it are gone.
 #[derive(Clone, Debug)]
 pub struct InUse(Arc<Held>);
@@ -104,6 +107,20 @@ impl Unused {
             Ok(()) => Ok(Some(Self { _file: file })),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+
+    /// [`Unused::claim`], once nobody uses it any more.
+    pub(super) async fn wait(path: &Path, cancel: &CancellationToken) -> Result<Self, PrepareError> {
+        loop {
+            let claimed = Self::claim(path);
+            if let Some(claimed) = claimed.map_err(|error| PrepareError::disk(format!("failed to lock {}", path.display()), error))? {
+                return Ok(claimed);
+            }
+            tokio::select! {
+                () = cancel.cancelled() => return Err(PrepareError::Cancelled),
+                () = tokio::time::sleep(LONG_POLL) => {}
+            }
         }
     }
 }

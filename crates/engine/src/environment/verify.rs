@@ -22,7 +22,7 @@ use super::{
     cache::Cache,
     command::{Console, command, run_logged},
     downloads::take_away,
-    evict::{evict, modified, remove},
+    evict::{Evictable, modified, remove},
     host::Host,
     prepare::PrepareError,
     record::{Difference, Suspects, suspects},
@@ -33,6 +33,9 @@ use super::{
 
 /// How often an environment that is used is looked through.
 const PAUSE: Duration = Duration::from_secs(24 * 3600);
+
+/// How long somebody who asks for a repair waits for those who build.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The kind of notes about environments that were found changed.
 const CHANGED: &str = "changed";
@@ -78,7 +81,8 @@ pub async fn verify(settings: &EnvironmentSettings, hash: &EnvironmentHash, repa
     if verified.differences.is_empty() || repair == Repair::No {
         return Ok(verified);
     }
-    if !evict(&cache, hash).map_err(failed("the environment cannot be removed"))? {
+    let cannot = || failed("the environment cannot be removed");
+    let Some(claimed) = Evictable::claim(&cache, hash).map_err(cannot())? else {
         return Err(Error::new(
             ErrorKind::Conflict,
             format!(
@@ -87,14 +91,21 @@ pub async fn verify(settings: &EnvironmentSettings, hash: &EnvironmentHash, repa
                 verified.differences.len()
             ),
         ));
-    }
-    verified.removed = true;
+    };
     let (mut log, cancel) = (Vec::new(), CancellationToken::new());
     let mut console = Console::new(&mut log, &cancel);
-    let discarded = discard(&Host::current(), (&cache, settings), &suspects, &mut console).await;
+    // Before the environment: whoever finds it missing builds it from them.
+    let host = Host::current();
+    let discarded = tokio::time::timeout(PATIENCE, discard(&host, (&cache, settings), &suspects, &mut console)).await;
+    let Ok(discarded) = discarded else {
+        let words = "was not removed: its downloads have to go first, and somebody builds with them; ask again when that build is over";
+        return Err(Error::new(ErrorKind::Conflict, format!("environment {hash} {words}")));
+    };
     discarded.map_err(|error| {
-        Error::new(ErrorKind::Internal, format!("the environment was removed, but not the downloads that share its files: {error}"))
+        Error::new(ErrorKind::Internal, format!("the downloads that share the files of environment {hash} cannot be removed: {error}"))
     })?;
+    claimed.evict(&cache, hash).map_err(cannot())?;
+    verified.removed = true;
     Ok(verified)
 }
 
@@ -169,7 +180,8 @@ pub(super) fn walk(cache: &Cache, hash: &EnvironmentHash) {
     }
 }
 
-/// Removes the downloads of what was found changed, so that the next build does not link the same files again.
+/// Removes the downloads of what was found changed, so that the next build does not link the same files again. Comes before the environment is
+/// removed: a process that dies in between leaves it to the next use, which finds the same.
 pub(super) async fn discard_downloads(
     host: &Host,
     (cache, settings): (&Cache, &EnvironmentSettings),
@@ -185,6 +197,11 @@ async fn discard(
     suspects: &Suspects,
     console: &mut Console<'_>,
 ) -> std::result::Result<(), PrepareError> {
+    if *suspects == Suspects::default() {
+        return Ok(());
+    }
+    // Somebody else may be linking these very files.
+    let alone = Unused::wait(&cache.downloads_lock(), console.cancel).await?;
     for package in &suspects.conda {
         let kept = kept_package(&cache.conda_packages(), package);
         let gone = take_away(cache, &kept.folder);
@@ -192,6 +209,8 @@ async fn discard(
             remove(&trash);
         }
     }
+    // uv has a lock of its own, and may have to be installed first.
+    drop(alone);
     if suspects.pip.is_empty() || !downloads_of_uv(host, cache).is_dir() {
         return Ok(());
     }

@@ -7,12 +7,16 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use tokio_util::sync::CancellationToken;
+
 use super::{
     Node, builds,
     index::{Index, Manner},
     python, run,
 };
-use crate::environment::{How, Prepared, PruneOptions, Repair, cache::Cache, cached, overlay, pin, prune, unpin, verify, verify::walk};
+use crate::environment::{
+    How, InUse, Prepared, PruneOptions, Repair, cache::Cache, cached, overlay, pin, prune, unpin, verify, verify::walk,
+};
 
 const PACKAGES: [(&str, &str, &str); 5] =
     [("one", "1.0", ""), ("two", "1.0", ""), ("three", "1.0", ""), ("four", "1.0", ""), ("four", "2.0", "")];
@@ -167,6 +171,11 @@ async fn verifying_names_what_differs_and_repairs_what_nobody_uses() {
     drop(prepared);
     assert!(verify(&node.settings, &hash, Repair::Remove).await.unwrap_err().message().contains("pinned"));
     unpin(&node.settings, &hash).unwrap();
+    let cache = Cache::at(&node.settings.cache_dir).unwrap();
+    let building = InUse::share(cache.downloads_lock(), &CancellationToken::new()).await.unwrap();
+    let waits = tokio::time::timeout(Duration::from_millis(500), verify(&node.settings, &hash, Repair::Remove)).await;
+    assert!(waits.is_err() && cache.is_complete(&hash), "its downloads go first, and somebody builds with them");
+    drop(building);
     assert!(verify(&node.settings, &hash, Repair::Remove).await.unwrap().removed);
     assert!(verify(&node.settings, &hash, Repair::No).await.unwrap_err().message().contains("is not in the cache"));
 }
