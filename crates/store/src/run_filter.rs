@@ -10,6 +10,7 @@ use trainyard_core::{
 
 use crate::db::{Dialect, Sql, Value, dialect::MapColumn};
 
+const ROOT: &str = "r.root";
 const NEVER: &str = "1 = 0";
 const ALWAYS: &str = "1 = 1";
 /// The status of a run that is asked to stop and has not stopped yet (azureml-wire C.5).
@@ -61,7 +62,7 @@ fn place(field: &Field, dialect: Dialect) -> Place<'_> {
         Field::StartTimeUtc => Place::Time("r.started_us"),
         Field::EndTimeUtc => Place::Time("r.ended_us"),
         Field::ParentRunId => Place::Text("r.parent"),
-        Field::RootRunId => Place::Text("r.root"),
+        Field::RootRunId => Place::Text(ROOT),
         Field::ExperimentId => Place::Text("r.experiment"),
         Field::RunType => Place::Text("r.run_type"),
         Field::Orchestrator => Place::Text(dialect.orchestrator()),
@@ -91,6 +92,7 @@ fn push_present(sql: &mut Sql, field: &Field, dialect: Dialect) {
 fn push_comparison(sql: &mut Sql, field: &Field, comparison: (Operator, &Literal), dialect: Dialect) {
     let (op, literal) = comparison;
     match (place(field, dialect), literal) {
+        (Place::Text(ROOT), Literal::Text(text)) if op == Operator::Eq => push_root(sql, text),
         (Place::Text(column), Literal::Text(text)) => {
             sql.push(column);
             push_equality(sql, op, text.as_str());
@@ -122,6 +124,11 @@ fn push_comparison(sql: &mut Sql, field: &Field, comparison: (Operator, &Literal
             sql.push(if op == Operator::Ne { ALWAYS } else { NEVER });
         }
     }
+}
+
+/// The index of roots has only the runs that are not their own root. So said, the database sees that it and the primary key suffice.
+fn push_root(sql: &mut Sql, root: &str) {
+    sql.push("((r.id = ").push_value(root).push(" and r.root = r.id) or (r.root <> r.id and r.root = ").push_value(root).push("))");
 }
 
 fn push_around(sql: &mut Sql, (before, after): (&'static str, &'static str), value: &str) {

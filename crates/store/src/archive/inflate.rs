@@ -28,15 +28,19 @@ pub(super) enum Broken {
 
 /// The state that is used again for each entry.
 pub(super) struct Inflater {
-    state: Decompress,
     input: Box<[u8]>,
+    /// Made for the first entry that is compressed: small projects often have none, and each upload would clear its 80 kB.
+    deflated: Option<Box<Deflated>>,
+}
+
+struct Deflated {
+    state: Decompress,
     output: Box<[u8]>,
 }
 
 impl Inflater {
     pub(super) fn new() -> Self {
-        let buffer = || vec![0; BUFFER_BYTES].into_boxed_slice();
-        Self { state: Decompress::new(false), input: buffer(), output: buffer() }
+        Self { input: buffer(), deflated: None }
     }
 
     /// Reads one entry from `raw`, its bytes as they are in the archive, and hands what they stand for to `sink`.
@@ -69,19 +73,20 @@ impl Inflater {
     }
 
     fn inflate<S: FnMut(&[u8]) -> Result<(), Error>>(&mut self, raw: &mut impl Read, out: &mut Counted<S>) -> Result<(), Broken> {
-        self.state.reset(false);
+        let Deflated { state, output } =
+            &mut **self.deflated.get_or_insert_with(|| Box::new(Deflated { state: Decompress::new(false), output: buffer() }));
+        state.reset(false);
         let mut pending = 0..0;
         loop {
             if pending.is_empty() {
                 pending = 0..raw.read(&mut self.input).map_err(Broken::Io)?;
             }
             let at_end = pending.is_empty();
-            let (read_before, made_before) = (self.state.total_in(), self.state.total_out());
-            let status =
-                self.state.decompress(&self.input[pending.clone()], &mut self.output, FlushDecompress::None).map_err(|_| Broken::Stream)?;
-            pending.start += (self.state.total_in() - read_before) as usize;
-            let made = (self.state.total_out() - made_before) as usize;
-            out.take(&self.output[..made])?;
+            let (read_before, made_before) = (state.total_in(), state.total_out());
+            let status = state.decompress(&self.input[pending.clone()], output, FlushDecompress::None).map_err(|_| Broken::Stream)?;
+            pending.start += (state.total_in() - read_before) as usize;
+            let made = (state.total_out() - made_before) as usize;
+            out.take(&output[..made])?;
             match status {
                 Status::StreamEnd => return Ok(()),
                 // Nothing more to read and nothing more comes out: the stream lacks its end.
@@ -90,6 +95,10 @@ impl Inflater {
             }
         }
     }
+}
+
+fn buffer() -> Box<[u8]> {
+    vec![0; BUFFER_BYTES].into_boxed_slice()
 }
 
 struct Counted<S> {

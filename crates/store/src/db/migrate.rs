@@ -13,12 +13,13 @@ use trainyard_core::{Error, ErrorKind, Result};
 use super::{Conn, Dialect, Sql};
 
 /// Version, name and text of each migration. `{text}` and `{without_rowid}` are replaced by the dialect's words.
-const MIGRATIONS: [(i64, &str, &str); 5] = [
+const MIGRATIONS: [(i64, &str, &str); 6] = [
     (1, "initial", include_str!("../../migrations/0001_initial.sql")),
     (2, "attempts and retries", include_str!("../../migrations/0002_attempts_and_retries.sql")),
     (3, "environments under names", include_str!("../../migrations/0003_environments.sql")),
     (4, "fair shares", include_str!("../../migrations/0004_fair_shares.sql")),
     (5, "runs on several nodes", include_str!("../../migrations/0005_several_nodes.sql")),
+    (6, "fewer pages per new run", include_str!("../../migrations/0006_fewer_pages_per_new_run.sql")),
 ];
 
 /// The version of the schema that this server works with.
