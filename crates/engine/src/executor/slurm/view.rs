@@ -13,7 +13,8 @@ use super::{
     tools::{Failure, Tools},
 };
 
-/// Between two calls of the same command.
+/// Between the end of a call and the next one of the same command. Counted from the end: on a busy machine a command may reach Slurm well after it
+/// was started, and then two of them less than a second apart.
 pub(super) const INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long a question may take.
@@ -74,7 +75,7 @@ enum Accounting {
 #[derive(Debug, Default)]
 pub(super) struct View {
     known: Mutex<Known>,
-    /// When `squeue` and `sacct` were last called. Held while they are.
+    /// When the last call of `squeue` and `sacct` ended, or began if it was given up. Held while they are called.
     squeue: tokio::sync::Mutex<Option<Instant>>,
     sacct: tokio::sync::Mutex<Option<Instant>>,
 }
@@ -147,6 +148,7 @@ impl View {
         *last = Some(began);
         let arguments = ["--noheader", "--me", "--states=all", &format!("--Format={}", parse::format(SQUEUE_COLUMNS))].map(str::to_owned);
         let answer = tools.run("squeue", &arguments, QUESTION).await;
+        *last = Some(Instant::now());
         let mut known = self.lock();
         match answer {
             Ok(printed) => {
@@ -186,6 +188,7 @@ impl View {
         let arguments =
             ["--noheader", "--parsable2", "--allocations", "--jobs", &list, &format!("--format={SACCT_COLUMNS}")].map(str::to_owned);
         let answer = tools.run("sacct", &arguments, QUESTION).await;
+        *last = Some(Instant::now());
         let mut known = self.lock();
         match answer {
             Ok(printed) => {
@@ -216,6 +219,7 @@ impl View {
         *last = Some(Instant::now());
         let arguments = ["--noheader", "--states=PENDING", &format!("--Format={}", parse::format(QUEUE_COLUMNS))].map(str::to_owned);
         let answer = tools.run("squeue", &arguments, QUESTION).await;
+        *last = Some(Instant::now());
         let mut known = self.lock();
         // Also after no answer: what is asked for is a courtesy.
         known.counted = Some(Instant::now());
@@ -258,7 +262,7 @@ impl View {
     }
 }
 
-/// Waits until a second has passed since `last`.
+/// Waits until [`INTERVAL`] has passed since `last`.
 async fn pause(last: Option<Instant>) {
     if let Some(rest) = last.and_then(|last| INTERVAL.checked_sub(last.elapsed())) {
         tokio::time::sleep(rest).await;
