@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use tokio_util::sync::CancellationToken;
-use trainyard_core::{archive::ArchiveLimits, ids::ComputeName, run::RetryPolicy, slurm::SlurmWish};
+use trainyard_core::{archive::ArchiveLimits, ids::ComputeName, run::RetryPolicy};
 use trainyard_engine::{
     EngineOptions, Handle, OrderSettings, Patience, Target, TargetContainers,
     container::{ContainerSettings, Login},
@@ -26,7 +26,7 @@ use trainyard_engine::{
             LocalExecutor,
             gpus::{self, GpuRule, Gpus},
         },
-        slurm::{SlurmExecutor, SlurmSettings},
+        slurm::{SlurmExecutor, SlurmSettings, SlurmTarget},
     },
 };
 use trainyard_server::{
@@ -264,10 +264,13 @@ fn targets(data_dir: &Path, settings: &Settings, identity: Identity) -> Result<V
     let kubernetes = kubernetes_executors(settings, identity)?;
     let gpus = gpus(settings)?;
     let local = Arc::new(LocalExecutor::new(data_dir.join("attempts"), binary.clone())?.with_gpus(Gpus::new(gpus.clone())));
-    let mut clusters: BTreeMap<SlurmSettings, BTreeMap<ComputeName, SlurmWish>> = BTreeMap::new();
+    let mut clusters: BTreeMap<SlurmSettings, BTreeMap<ComputeName, SlurmTarget>> = BTreeMap::new();
     for (name, section) in &settings.compute {
         if let Some(cluster) = section.slurm() {
-            clusters.entry(cluster).or_default().insert(ComputeName::new(name.as_str())?, section.slurm_wish());
+            clusters
+                .entry(cluster)
+                .or_default()
+                .insert(ComputeName::new(name.as_str())?, section.slurm_target().with_context(|| format!("in [compute.{name}]"))?);
         }
     }
     let mut executors = BTreeMap::new();
@@ -301,6 +304,7 @@ fn targets(data_dir: &Path, settings: &Settings, identity: Identity) -> Result<V
             },
             containers: containers(section, settings),
             mpi: section.mpi.clone(),
+            submit_as: section.submit_as.clone(),
         })
     };
     settings.compute.iter().map(target).collect()

@@ -216,10 +216,22 @@ mod tests {
             ("engine = \"slurm\"\nshared_dir = \"/s\"\nssh = \"-oProxyCommand=x\"\n", "`ssh` must be"),
             ("engine = \"slurm\"\nshared_dir = \"/s\"\nsbatch_arguments = [\"--array=1-2\"]\n", "Arguments[0]"),
             ("partition = \"gpu\"\n", "for Slurm only"),
+            ("submit_as = { ada = \"alice\" }\n", "for Slurm only"),
+            ("engine = \"slurm\"\nshared_dir = \"/s\"\nuser_dir = \"/x\"\n", "there is no `submit_as`"),
+            ("engine = \"slurm\"\nshared_dir = \"/s\"\nuser_dir = \"x\"\nsubmit_as = { ada = \"alice\" }\n", "user_dir: `x`"),
         ] {
             let text = message(load(&format!("[compute.gpu]\n{text}"), &[]));
             assert!(text.contains("[compute.gpu]") && text.contains(part), "{text}");
         }
+    }
+
+    #[test]
+    fn the_accounts_of_a_target_are_names_and_none_is_root() {
+        let target = "[compute.gpu]\nengine = \"slurm\"\nshared_dir = \"/s\"\n[compute.gpu.submit_as]\n";
+        let settings = load(&format!("{target}ada = \"alice\"\n"), &[]).unwrap();
+        assert!(settings.compute["gpu"].slurm_target().unwrap().user_dir.is_some());
+        let text = message(load(&format!("{target}ada = \"root\"\n"), &[]));
+        assert!(text.contains("`root`") && text.contains("compute.gpu.submit_as.ada"), "{text}");
     }
 
     #[test]

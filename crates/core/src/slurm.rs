@@ -5,7 +5,10 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use self::users::{ClusterUser, SubmitAs, Submitter};
 use crate::{Error, Result};
+
+mod users;
 
 /// What a run (or a target, for all of its runs) asks of Slurm. What is left out is Slurm's own default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -29,6 +32,9 @@ pub struct SlurmWish {
     pub constraint: Option<String>,
     /// Further options, each as `--name` or `--name=value`.
     pub arguments: Vec<String>,
+    /// Whose job it is, where that is not the server's own user. Decided at submission, by [`SubmitAs`]; no definition and no target says it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub submit_as: Option<ClusterUser>,
 }
 
 /// Options that this server sets, or that would take away what it relies on.
@@ -87,6 +93,7 @@ impl SlurmWish {
             cpus: wish.cpus.or(self.cpus),
             constraint: either(&wish.constraint, &self.constraint),
             arguments: self.arguments.iter().chain(&wish.arguments).cloned().collect(),
+            submit_as: wish.submit_as.clone(),
         }
     }
 

@@ -24,6 +24,7 @@ use trainyard_core::{
     ids::{AttemptId, ComputeName, RunId, WorkspaceId},
     plan::WaitReason,
     run::{Cause, RetryPolicy},
+    slurm::SubmitAs,
 };
 use trainyard_store::Store;
 
@@ -69,6 +70,8 @@ pub struct Target {
     pub containers: TargetContainers,
     /// What starts the processes of MPI runs there: `mpirun`, or `srun:TYPE`.
     pub mpi: Option<String>,
+    /// Whose jobs its runs are; `None`: all are the server's own user's.
+    pub submit_as: Option<SubmitAs>,
 }
 
 /// Containers on a target.

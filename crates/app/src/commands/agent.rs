@@ -15,15 +15,18 @@ pub struct AgentArgs {
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     node: u32,
     /// A folder that the engine keeps up to date: the order in it is carried over to that of the attempt
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", env = trainyard_engine::agent::notes::VARIABLE, hide_env_values = true)]
     notes: Option<PathBuf>,
+    /// A folder of the user whose agent this is: environments are kept in it, and the attempt's folder is removed once everything is delivered
+    #[arg(long, value_name = "DIR", requires = "notes")]
+    user_dir: Option<PathBuf>,
 }
 
 /// Runs the agent to its end.
 pub fn run(args: &AgentArgs) -> ExitCode {
     let agent = || trainyard_engine::agent::main(&args.attempt_dir, args.node);
     let Some(notes) = &args.notes else { return agent() };
-    trainyard_engine::agent::notes::live_with(&args.attempt_dir, notes, agent).unwrap_or_else(|error| {
+    trainyard_engine::agent::notes::live_with(&args.attempt_dir, notes, args.user_dir.as_deref(), agent).unwrap_or_else(|error| {
         crate::printer::error(&anyhow::Error::new(error).context("the agent can do nothing"));
         ExitCode::FAILURE
     })

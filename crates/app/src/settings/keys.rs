@@ -287,6 +287,18 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "compute.NAME",
+        "submit_as",
+        "none: all jobs are the server's own user's",
+        "Slurm: a table `[compute.NAME.submit_as]` that says which application's runs are jobs of which account of the cluster: `ada = \"alice\"`, by the application's name, or by its client id. Runs of an application that is not in it are refused. Needs `sudo`; `deploy/slurm/README.md` says how.",
+    ),
+    key(
+        "compute.NAME",
+        "user_dir",
+        "`$HOME/.trainyard`",
+        "Slurm, with `submit_as`: the folder in which runs keep their files and environments, each account its own; `$HOME` and `$USER` are those of the account. The nodes of a run need not share it.",
+    ),
+    key(
+        "compute.NAME",
         "kubeconfig",
         "`$KUBECONFIG`, `~/.kube/config`, or the service account of the pod that the server runs in",
         "Kubernetes: the file that says where the cluster is and who asks, relative to the folder of this file. Targets with the same cluster, context and namespace share one connection.",

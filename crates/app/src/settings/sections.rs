@@ -7,14 +7,19 @@ use std::{
 
 use anyhow::{Result, bail};
 use serde::Deserialize;
-use trainyard_core::{container::ContainerPolicy, data::Medium, run::RetryPolicy, slurm::SlurmWish};
+use trainyard_core::{
+    container::ContainerPolicy,
+    data::Medium,
+    run::RetryPolicy,
+    slurm::{SlurmWish, SubmitAs},
+};
 use trainyard_engine::{
     container::EngineChoice,
     data::{Datastore, DatastoreAccess, S3Keys},
     environment::{EnvironmentSettings, PythonFallback},
     executor::{
         local::gpus::{Gpu, GpuRule},
-        slurm::SlurmSettings,
+        slurm::{SlurmSettings, SlurmTarget, UserDir},
     },
 };
 
@@ -217,6 +222,10 @@ pub struct ComputeSection {
     pub ssh: Option<String>,
     /// See [`KEYS`](super::KEYS).
     pub mpi: Option<String>,
+    /// See [`KEYS`](super::KEYS).
+    pub submit_as: Option<SubmitAs>,
+    /// See [`KEYS`](super::KEYS).
+    pub user_dir: Option<String>,
     /// The keys that are for Kubernetes.
     #[serde(flatten)]
     pub kubernetes: KubernetesKeys,
@@ -252,6 +261,8 @@ impl Default for ComputeSection {
             slurm_bin: None,
             ssh: None,
             mpi: None,
+            submit_as: None,
+            user_dir: None,
             kubernetes: KubernetesKeys::default(),
         }
     }
@@ -347,7 +358,21 @@ impl ComputeSection {
             cpus: self.cpus.as_deref().and_then(|cpus| cpus.parse().ok()),
             constraint: self.constraint.clone(),
             arguments: self.sbatch_arguments.clone(),
+            submit_as: None,
         }
+    }
+
+    /// How its runs become jobs.
+    ///
+    /// # Errors
+    /// If a key cannot be meant.
+    pub fn slurm_target(&self) -> Result<SlurmTarget> {
+        if self.user_dir.is_some() && self.submit_as.is_none() {
+            bail!("`user_dir` is for jobs of accounts of the cluster, and there is no `submit_as`");
+        }
+        let user_dir = self.user_dir.as_deref().map_or_else(|| Ok(UserDir::default()), UserDir::new);
+        let user_dir = user_dir.map_err(|error| anyhow::anyhow!("user_dir: {error}"))?;
+        Ok(SlurmTarget { wish: self.slurm_wish(), user_dir: self.submit_as.as_ref().map(|_| user_dir) })
     }
 
     /// How its cluster is reached; `None`: it is not on Slurm.
@@ -402,6 +427,9 @@ impl ComputeSection {
         if self.engine != Engine::Kubernetes && self.kubernetes != KubernetesKeys::default() {
             bail!("it has keys that are for Kubernetes only, and `engine` is not \"kubernetes\"");
         }
+        if self.engine != Engine::Slurm && (self.submit_as.is_some() || self.user_dir.is_some()) {
+            bail!("`submit_as` and `user_dir` are for Slurm only, and `engine` is not \"slurm\"");
+        }
         let wish = self.slurm_wish();
         match self.engine {
             Engine::Local => {
@@ -428,6 +456,7 @@ impl ComputeSection {
                     bail!("`cpus` is `{}`: with Slurm it must be a whole number", self.cpus.as_deref().unwrap_or_default());
                 }
                 wish.check().map_err(|error| anyhow::anyhow!("{}: {error}", error.target().unwrap_or_default()))?;
+                self.slurm_target()?;
             }
             Engine::Kubernetes => {
                 let shared = SlurmWish { memory: None, cpus: None, ..wish };

@@ -24,5 +24,6 @@ mod keep;
 mod kubernetes;
 mod lifecycle;
 mod slurm;
+mod slurm_users;
 mod tokens;
 mod upgrade;

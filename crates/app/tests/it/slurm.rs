@@ -44,6 +44,11 @@ impl Cluster {
         Some(Self { folder, _alone: alone, shared })
     }
 
+    /// The folder that this server shares with the nodes.
+    pub fn shared(&self) -> &Path {
+        self.shared.path()
+    }
+
     pub fn command(&self, name: &str, arguments: &[&str]) -> Output {
         Command::new(self.folder.join("bin").join(name)).args(arguments).output().unwrap()
     }
@@ -109,7 +114,7 @@ impl Drop for Cluster {
     }
 }
 
-fn names(folder: &Path) -> Vec<String> {
+pub fn names(folder: &Path) -> Vec<String> {
     fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
@@ -123,7 +128,7 @@ const HELLO: &str = "import os, pathlib\npathlib.Path('outputs/model.txt').write
 /// Runs until it is stopped.
 const LONG: &str = "import time\nprint('running', flush=True)\ntime.sleep(600)\n";
 
-async fn ends(server: &TestServer, run: &str, status: &str) -> (Value, String) {
+pub async fn ends(server: &TestServer, run: &str, status: &str) -> (Value, String) {
     let dto = server.wait_for(run, status).await;
     let message = dto["error"]["error"]["message"].as_str().unwrap_or_default().to_owned();
     (dto, message)

@@ -11,9 +11,11 @@
 
 mod check;
 mod ending;
+mod guests;
 mod jobs;
 mod machines;
 mod observe;
+mod own;
 mod parse;
 mod reason;
 mod submission;
@@ -40,7 +42,8 @@ use trainyard_core::{
 };
 use trainyard_wire::native::AttemptOrder;
 
-use self::{jobs::Jobs, machines::Machines, tools::Tools, view::View};
+pub use self::guests::UserDir;
+use self::{guests::Guests, jobs::Jobs, machines::Machines, tools::Tools, view::View};
 use super::{Executor, Machine, Observation, asking::Checks, local::LocalExecutor, ticking::Ticking};
 use crate::agent::folder::AttemptFolder;
 
@@ -53,6 +56,15 @@ pub struct SlurmSettings {
     pub slurm_bin: Option<PathBuf>,
     /// Where they are run instead of here: what `ssh` takes, e.g. `user@login`.
     pub ssh: Option<String>,
+}
+
+/// A compute target on a cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SlurmTarget {
+    /// What its configuration asks for.
+    pub wish: SlurmWish,
+    /// Where its runs keep what they need, if their jobs are those of the accounts that they were submitted as. `None`: they are the server's own.
+    pub user_dir: Option<UserDir>,
 }
 
 /// `sbatch` commands that are under way at once.
@@ -79,7 +91,8 @@ struct Inner {
     programs: PathBuf,
     binary: PathBuf,
     staged: OnceCell<PathBuf>,
-    targets: BTreeMap<ComputeName, SlurmWish>,
+    targets: BTreeMap<ComputeName, SlurmTarget>,
+    guests: Guests,
     tools: Tools,
     jobs: Jobs,
     view: View,
@@ -96,7 +109,7 @@ impl SlurmExecutor {
     ///
     /// # Errors
     /// If the shared folder cannot be used, or another server uses it.
-    pub fn new(settings: &SlurmSettings, targets: BTreeMap<ComputeName, SlurmWish>, binary: PathBuf) -> Result<Self> {
+    pub fn new(settings: &SlurmSettings, targets: BTreeMap<ComputeName, SlurmTarget>, binary: PathBuf) -> Result<Self> {
         let shared = &settings.shared_dir;
         if !shared.is_absolute() || shared.to_str().is_none_or(|path| path.contains(['%', '\\', '\'', '\n'])) {
             return Err(Error::invalid(format!(
@@ -108,6 +121,11 @@ impl SlurmExecutor {
         let unusable = |error| Error::invalid(format!("the shared folder `{}` cannot be used", shared.display())).with_source(error);
         fs::create_dir_all(&programs).map_err(unusable)?;
         let lock = lock(&shared.join("server.lock"))?;
+        let (tools, guests) = (Tools::new(settings), Guests::find(shared, &attempts));
+        if targets.values().any(|target| target.user_dir.is_some()) {
+            guests.open(shared, &programs)?;
+        }
+        guests.users().into_iter().for_each(|user| tools.watch(user));
         let inner = Inner {
             local: LocalExecutor::new(attempts.clone(), binary.clone())?,
             attempts,
@@ -115,7 +133,8 @@ impl SlurmExecutor {
             binary,
             staged: OnceCell::new(),
             targets,
-            tools: Tools::new(settings),
+            guests,
+            tools,
             jobs: Jobs::default(),
             view: View::default(),
             checks: Checks::default(),
@@ -150,9 +169,18 @@ impl Inner {
         AttemptFolder::new(self.attempts.join(attempt.to_string()))
     }
 
+    /// Whether the job of an attempt that is closed should have ended by now. Of a guest it is known only since when it is not wanted.
+    fn lingers(&self, attempt: AttemptId) -> bool {
+        let passed = match self.guests.of(attempt) {
+            Some(_) => Some(self.jobs.unwanted_for(attempt)),
+            None => self.folder(attempt).collected_for(),
+        };
+        passed.is_none_or(|passed| passed > LINGER)
+    }
+
     /// What a run with this definition asks of Slurm.
     fn wish(&self, definition: &Definition) -> SlurmWish {
-        self.targets.get(&definition.target).map(|target| target.with(&definition.slurm)).unwrap_or_else(|| definition.slurm.clone())
+        self.targets.get(&definition.target).map(|target| target.wish.with(&definition.slurm)).unwrap_or_else(|| definition.slurm.clone())
     }
 }
 
@@ -172,7 +200,7 @@ impl Executor for SlurmExecutor {
     }
 
     fn machines<'a>(&'a self, target: &'a ComputeName) -> BoxFuture<'a, Result<Option<Vec<Machine>>>> {
-        let partition = self.inner.targets.get(target).and_then(|wish| wish.partition.as_deref());
+        let partition = self.inner.targets.get(target).and_then(|target| target.wish.partition.as_deref());
         async move { self.inner.machines.of(&self.inner.tools, partition).await.map(Some) }.boxed()
     }
 
@@ -189,7 +217,13 @@ impl Executor for SlurmExecutor {
     }
 
     fn refresh<'a>(&'a self, order: &'a AttemptOrder) -> BoxFuture<'a, Result<()>> {
-        self.inner.local.refresh(order)
+        async move {
+            if let Some(guest) = self.inner.guests.of(AttemptId(order.attempt)) {
+                self.inner.guests.write_order(&guest, order)?;
+            }
+            self.inner.local.refresh(order).await
+        }
+        .boxed()
     }
 
     fn order(&self, attempt: AttemptId) -> BoxFuture<'_, Result<Option<AttemptOrder>>> {
@@ -212,7 +246,16 @@ impl Executor for SlurmExecutor {
     }
 
     fn redeliver(&self, attempt: AttemptId) -> BoxFuture<'_, Result<()>> {
-        self.inner.local.redeliver(attempt)
+        async move {
+            let Some(guest) = self.inner.guests.of(attempt) else { return self.inner.local.redeliver(attempt).await };
+            let folder = self.inner.folder(attempt);
+            if matches!(self.inner.observe(attempt), Observation::Collected) {
+                let failed = |error| submission::io_error("what is lost cannot be noted in", folder.path(), error);
+                return self.inner.note_undelivered(&folder).map_err(failed);
+            }
+            self.inner.guests.ask_again(&guest)
+        }
+        .boxed()
     }
 
     fn fence(&self, attempt: AttemptId) -> BoxFuture<'_, Result<()>> {
@@ -222,6 +265,9 @@ impl Executor for SlurmExecutor {
                 return Ok(());
             }
             folder.fence().map_err(|error| submission::io_error("the fence cannot be put up in", folder.path(), error))?;
+            if let Some(guest) = self.inner.guests.of(attempt) {
+                self.inner.guests.withdraw(&guest)?;
+            }
             self.inner.jobs.kill(attempt);
             tick::begin(&self.inner);
             // An agent on this machine that closes the books; those on the nodes are Slurm's to kill.
@@ -235,11 +281,12 @@ impl Executor for SlurmExecutor {
             tick::begin(&self.inner);
             if !self.inner.is_gone(attempt) {
                 // Its folder goes at a later sweep. An agent that has just delivered everything is about to end by itself.
-                if self.inner.folder(attempt).collected_for().is_none_or(|passed| passed > LINGER) {
+                if self.inner.lingers(attempt) {
                     self.inner.jobs.kill(attempt);
                 }
                 return Ok(());
             }
+            self.inner.guests.dismiss(attempt)?;
             self.inner.local.clean(attempt).await?;
             if !self.inner.folder(attempt).path().exists() {
                 self.inner.jobs.forget(attempt);

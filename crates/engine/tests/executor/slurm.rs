@@ -16,13 +16,12 @@ use trainyard_core::{
     definition::Definition,
     ids::{AttemptId, ComputeName},
     run::Cause,
-    slurm::SlurmWish,
 };
 use trainyard_engine::{
     agent::folder::AttemptFolder,
     executor::{
         Executor, Observation,
-        slurm::{SlurmExecutor, SlurmSettings},
+        slurm::{SlurmExecutor, SlurmSettings, SlurmTarget},
     },
 };
 
@@ -73,8 +72,8 @@ squeue)
     for job in "$dir"/jobs/*; do
         [ -e "$job/state" ] || continue
         get() { cat "$job/$1" 2>/dev/null || echo "$2"; }
-        printf '%-20s%-64s%-24s%-120s%-20s%-20s%-24s%-64s%-64s%-20s\n' "$(basename "$job")" "$(get name -)" "$(get state -)" "$(get reason None)" \
-            "$(get limit UNLIMITED)" "$(get left UNLIMITED)" "$(get preempt N/A)" "$(get node n1)" cpu 100
+        printf '%-20s%-64s%-24s%-120s%-20s%-20s%-24s%-64s%-64s%-20s%-64s\n' "$(basename "$job")" "$(get name -)" "$(get state -)" "$(get reason None)" \
+            "$(get limit UNLIMITED)" "$(get left UNLIMITED)" "$(get preempt N/A)" "$(get node n1)" cpu 100 "$(get user me)"
     done
     ;;
 sacct)
@@ -110,7 +109,7 @@ pub(super) struct RealSlurm {
 
 fn executor(place: &Place, bin: &Path) -> SlurmExecutor {
     let settings = SlurmSettings { shared_dir: place.dir.path().to_owned(), slurm_bin: Some(bin.to_owned()), ssh: None };
-    let targets = BTreeMap::from([(ComputeName::new("cpu-cluster").unwrap(), SlurmWish::default())]);
+    let targets = BTreeMap::from([(ComputeName::new("cpu-cluster").unwrap(), SlurmTarget::default())]);
     SlurmExecutor::new(&settings, targets, place.agent()).unwrap()
 }
 
@@ -427,14 +426,14 @@ async fn accounting_is_asked_for_what_slurm_has_forgotten_in_the_words_of_each_v
         until_seen(&executor, attempt, |seen| *seen == Observation::Alive).await;
         slurm.place.kill_agent(attempt);
         // First a row that is behind, as it is for some seconds.
-        slurm.switch("accounting", &format!("1|trainyard-{attempt}|RUNNING|0:0|00:01:30|n1|cpu\n"));
+        slurm.switch("accounting", &format!("1|trainyard-{attempt}|RUNNING|0:0|00:01:30|n1|cpu|me\n"));
         slurm.forget_job();
         until("the first question", || async {
             assert_eq!(see(&executor, attempt).await, Observation::Alive);
             !slurm.calls("sacct").is_empty()
         })
         .await;
-        slurm.switch("accounting", &format!("1|trainyard-{attempt}|{state}|0:0|00:01:30|n1|cpu\n"));
+        slurm.switch("accounting", &format!("1|trainyard-{attempt}|{state}|0:0|00:01:30|n1|cpu|me\n"));
         until_seen(&executor, attempt, |seen| *seen == Observation::NoAgent { starts: 1 }).await;
         let verdict = slurm.folder(attempt).verdict().unwrap();
         assert_eq!(verdict.label(), label);

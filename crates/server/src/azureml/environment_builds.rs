@@ -41,7 +41,8 @@ pub(crate) async fn start(
         Some(target) => target.clone(),
         None => default_target(&state)?,
     };
-    let accepted = Accepted::of(&state, Accepted::read(build_definition(&definition, &target))?)?;
+    let mut accepted = Accepted::of(&state, Accepted::read(build_definition(&definition, &target))?)?;
+    accepted.settle_user(&state, &context).await?;
     let run = start_without_code(&state, &context, ExperimentName::new(EXPERIMENT)?, accepted).await?;
     let location = format!("{}/environment/v1.0{}/builds/{run}", context.base_url, context.workspace.path.arm_id());
     Ok((StatusCode::ACCEPTED, Json(BuildStarted { location })))

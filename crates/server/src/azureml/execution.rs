@@ -14,10 +14,11 @@ use axum::{
 use serde_json::{Value, json};
 use trainyard_core::{
     Error, ErrorKind, Result,
-    access::Action,
+    access::{Action, Principal},
     definition::{Definition, Entry},
     ids::{ExperimentName, RunId},
     run::{Desired, Ownership, Retries, RunEvent, RunState, TimelineEntry},
+    slurm::Submitter,
 };
 use trainyard_engine::{RunKey, Target};
 use trainyard_store::{
@@ -58,6 +59,7 @@ pub(crate) async fn start_run(
     let asked_id = query.get("runId").map(RunId::new).transpose().map_err(|error| error.with_target("runId"))?;
     let submission = read_submission(&state, request).await?;
     let mut accepted = Accepted::parse(&state, &context, &submission).await?;
+    accepted.settle_user(&state, &context).await?;
     accepted.ask_engine(&state).await?;
     let run = accept(&state, &context, (experiment, asked_id), (accepted, submission)).await?;
     Ok(Json(RunIdAnswer { run_id: run.to_string() }))
@@ -146,6 +148,21 @@ impl Accepted {
         to_definition(submitted, Rules { targets: &targets, sealer: &state.sealer, datastores: state.engine.datastores() })
     }
 
+    /// Decides whose jobs the run's will be, where its target has jobs of several accounts. The run keeps it.
+    pub(super) async fn settle_user(&mut self, state: &AppState, context: &Context) -> Result<()> {
+        let definition = &mut self.converted.definition;
+        let Some(target) = state.engine.target(definition.target.as_str()) else { return Ok(()) };
+        let Some(accounts) = &target.submit_as else { return Ok(()) };
+        let Principal::App { id, name, .. } = &context.principal else {
+            let message = format!("target `{}` runs jobs as accounts of the cluster, and only an application has one", target.name);
+            return Err(Error::invalid(message).with_target("Configuration.Target"));
+        };
+        let namesakes = state.store.list_apps().await?.iter().filter(|app| app.name == *name).count();
+        let submitter = Submitter { id: &id.to_string(), name, namesakes };
+        definition.slurm.submit_as = Some(accounts.user_of(submitter, target.name.as_str())?.clone());
+        Ok(())
+    }
+
     /// Asks the engine of the target whether it would take the run, before anything is stored.
     async fn ask_engine(&mut self, state: &AppState) -> Result<()> {
         let Converted { definition, warnings, .. } = &mut self.converted;
@@ -182,6 +199,19 @@ fn reason(error: &serde_json::Error) -> String {
     text.split(" at line ").next().unwrap_or_default().to_owned()
 }
 
+/// The first event of a run: where it will run, and as whom.
+fn queued(record: &RunRecord, snapshot: Option<Uuid>) -> TimelineEntry {
+    let mut data = json!({ "Target": record.target });
+    if let Some(snapshot) = snapshot {
+        data["SnapshotId"] = json!(snapshot);
+    }
+    if let Some(user) = record.definition.as_ref().and_then(|definition| definition.slurm.submit_as.as_ref()) {
+        data["SubmitAs"] = json!(user);
+        data["Message"] = json!(format!("its jobs are those of account {user}"));
+    }
+    TimelineEntry::run("Queued", data)
+}
+
 type Asked = (ExperimentName, Option<RunId>);
 
 async fn accept(
@@ -216,7 +246,7 @@ async fn accept(
     }
     record.request_digest = Some(digest.clone());
     record.snapshot = Some(snapshot.id);
-    let first_event = TimelineEntry::run("Queued", json!({ "Target": target, "SnapshotId": snapshot.id }));
+    let first_event = queued(&record, Some(snapshot.id));
     match state.store.create_run(NewRun { record, first_event, snapshot: Some(snapshot), slots }).await? {
         Created::New(_) => {
             trainyard_store::fail_point!("submit.stored");
@@ -236,7 +266,7 @@ pub(super) async fn start_without_code(state: &AppState, context: &Context, name
     let engine = state.engine.target(target.as_str()).map_or("local", |target| target.engine);
     let slots = state.engine.slots(&accepted.converted.definition);
     let record = record((context, engine), &experiment, id.clone(), accepted);
-    let first_event = TimelineEntry::run("Queued", json!({ "Target": target }));
+    let first_event = queued(&record, None);
     match state.store.create_run(NewRun { record, first_event, snapshot: None, slots }).await? {
         Created::New(_) => {
             state.engine.submitted(&target);

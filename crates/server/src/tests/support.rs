@@ -221,6 +221,7 @@ async fn stopped_engine(dir: &Path, store: &Store, (tokens, sealer): (&Tokens, &
         executor: Arc::new(Nowhere),
         containers: TargetContainers::default(),
         mpi: None,
+        submit_as: None,
     };
     let environments = EnvironmentSettings {
         cache_dir: dir.join("environments"),

@@ -5,7 +5,7 @@ use trainyard_core::slurm::SlurmWish;
 use super::{
     super::asking::{Answer, PATIENCE},
     submission::{is_for_now, shape},
-    tools::{Failure, Tools},
+    tools::{Call, Failure, Printed, Tools},
 };
 
 /// The options of a job, and on how many nodes.
@@ -15,7 +15,7 @@ pub(super) type Question = (SlurmWish, u32);
 const NEVER_OR_NOT_NOW: &str = "requested node configuration is not available";
 
 pub(super) async fn ask(tools: &Tools, job: &Question) -> Answer {
-    match tools.run("sbatch", &arguments(&["--test-only"], job), PATIENCE).await {
+    match call(tools, job, ("sbatch", &arguments(&["--test-only"], job))).await {
         Ok(_) => Answer::Fine,
         Err(Failure::Refused(words)) if words.to_lowercase().contains(NEVER_OR_NOT_NOW) => try_it(tools, job).await,
         // It may fit when less is in use.
@@ -28,10 +28,10 @@ pub(super) async fn ask(tools: &Tools, job: &Question) -> Answer {
 /// A job for tomorrow that is taken back at once: Slurm takes it if some node could run it, whatever state the nodes are in.
 async fn try_it(tools: &Tools, job: &Question) -> Answer {
     let tomorrow = ["--parsable", "--begin=now+1day", "--output=/dev/null"];
-    match tools.run("sbatch", &arguments(&tomorrow, job), PATIENCE).await {
+    match call(tools, job, ("sbatch", &arguments(&tomorrow, job))).await {
         Ok(printed) => {
             let id = printed.text.trim().split(';').next().unwrap_or_default().to_owned();
-            if let Err(failure) = tools.run("scancel", &[id], PATIENCE).await {
+            if let Err(failure) = call(tools, job, ("scancel", &[id])).await {
                 tracing::warn!(error = failure.words(), "a trial job could not be taken back; it does nothing");
             }
             Answer::Fine
@@ -40,6 +40,11 @@ async fn try_it(tools: &Tools, job: &Question) -> Answer {
         Err(Failure::Refused(words)) => Answer::Refused(words),
         Err(Failure::NoAnswer(words)) => Answer::Unknown(words),
     }
+}
+
+/// Whoever the job will belong to is asked for.
+async fn call(tools: &Tools, (wish, _): &Question, (tool, arguments): (&'static str, &[String])) -> Result<Printed, Failure> {
+    tools.call(Call { tool, arguments, user: wish.submit_as.as_ref(), input: None, limit: PATIENCE }).await
 }
 
 fn arguments(how: &[&str], (wish, nodes): &Question) -> Vec<String> {

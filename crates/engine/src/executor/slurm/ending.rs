@@ -14,8 +14,45 @@ const TAIL_BYTES: usize = 1000;
 /// The log of the job's script, in the attempt's folder.
 pub(super) const JOB_LOG: &str = "slurm.log";
 
-/// What ended the attempt in `folder`, whose `job` ended with `end`.
-pub(super) fn cause(job: &Job, end: &End, folder: &AttemptFolder) -> Cause {
+/// What an attempt has left where the server can see it.
+pub(super) struct Traces<'a> {
+    /// Its folder, or the server's own for a guest.
+    folder: &'a AttemptFolder,
+    /// Of a guest, whose agent leaves nothing there: whether its job began, and the end of its log.
+    guest: Option<(bool, Vec<u8>)>,
+}
+
+impl<'a> Traces<'a> {
+    /// Those in a folder that the nodes share.
+    pub(super) fn of(folder: &'a AttemptFolder) -> Self {
+        Self { folder, guest: None }
+    }
+
+    /// Those of an attempt on somebody's account.
+    pub(super) fn of_guest(folder: &'a AttemptFolder, has_begun: bool, log: Vec<u8>) -> Self {
+        Self { folder, guest: Some((has_begun, log)) }
+    }
+
+    fn had_agent(&self) -> bool {
+        self.guest.as_ref().map_or_else(|| self.folder.had_agent(), |(has_begun, _)| *has_begun)
+    }
+
+    fn log(&self) -> String {
+        match &self.guest {
+            Some((_, log)) => tail(log),
+            None => tail(&std::fs::read(self.folder.path().join(JOB_LOG)).unwrap_or_default()),
+        }
+    }
+
+    /// What a guest's job said, where nobody keeps it.
+    fn last_words(&self) -> String {
+        let log = if self.guest.is_some() { self.log() } else { String::new() };
+        if log.is_empty() { log } else { format!("; its log ends with: {log}") }
+    }
+}
+
+/// What ended the attempt that left `traces`, whose `job` ended with `end`.
+pub(super) fn cause(job: &Job, end: &End, traces: &Traces<'_>) -> Cause {
     let name = named(job);
     match end {
         End::Timeout => time_limit(job),
@@ -23,29 +60,30 @@ pub(super) fn cause(job: &Job, end: &End, folder: &AttemptFolder) -> Cause {
         End::NodeFail => Cause::NodeLost { message: format!("Slurm gave up the node of {name} (NODE_FAIL)") },
         End::BootFail => Cause::NodeLost { message: format!("the node of {name} did not start (BOOT_FAIL)") },
         End::Preempted => preempted(job),
-        End::Cancelled { by } => cancelled(by.as_deref(), folder),
+        End::Cancelled { by } => cancelled(by.as_deref(), traces.folder),
         End::Deadline => Cause::Cancelled { by: Some("Slurm".into()), why: Some(format!("the deadline of {name} has passed (DEADLINE)")) },
-        End::Failed | End::Completed | End::Other(_) if !folder.had_agent() => not_up(job, end, folder),
+        End::Failed | End::Completed | End::Other(_) if !traces.had_agent() => not_up(job, end, traces),
         End::Failed => {
-            Cause::AgentLost { message: format!("{name} ended with FAILED{}; was something killed on its node?", detail(&job.reason)) }
+            let (detail, words) = (detail(&job.reason), traces.last_words());
+            Cause::AgentLost { message: format!("{name} ended with FAILED{detail}; was something killed on its node?{words}") }
         }
-        End::Completed => Cause::AgentLost { message: format!("{name} ended before everything was delivered") },
+        End::Completed => Cause::AgentLost { message: format!("{name} ended before everything was delivered{}", traces.last_words()) },
         End::Other(word) => Cause::AgentLost { message: format!("{name} ended with {word}{}", detail(&job.reason)) },
     }
 }
 
 /// What Slurm is doing to a job whose agent was told to end; `None` if it is doing nothing to it.
-pub(super) fn explanation(job: &Job, folder: &AttemptFolder) -> Option<Cause> {
+pub(super) fn explanation(job: &Job, traces: &Traces<'_>) -> Option<Cause> {
     if job.preempted {
         return Some(preempted(job));
     }
     match &job.state {
         JobState::Ended(End::Completed | End::Failed | End::Other(_)) => None,
-        JobState::Ended(end) => Some(cause(job, end, folder)),
+        JobState::Ended(end) => Some(cause(job, end, traces)),
         JobState::Completing if job.reason == "TimeLimit" => Some(time_limit(job)),
         // Of a job on several nodes: the agents on the others are told to end.
-        JobState::Completing if job.reason == "NodeDown" => Some(cause(job, &End::NodeFail, folder)),
-        JobState::Completing => Some(cancelled(None, folder)),
+        JobState::Completing if job.reason == "NodeDown" => Some(cause(job, &End::NodeFail, traces)),
+        JobState::Completing => Some(cancelled(None, traces.folder)),
         // A signal some time before the limit, which can be asked for.
         JobState::Running if job.left_seconds.is_some_and(|left| left <= EARLY_SIGNAL_SECONDS) => Some(time_limit(job)),
         JobState::Pending | JobState::Requeued | JobState::Configuring | JobState::Running | JobState::Suspended => None,
@@ -58,6 +96,12 @@ const EARLY_SIGNAL_SECONDS: u64 = 180;
 /// A job that had begun and is in the queue again: its code is not started a second time.
 pub(super) fn requeued(job: &Job) -> Cause {
     Cause::Preempted { message: format!("Slurm took {} off its node and put it back into the queue (REQUEUED)", named(job)) }
+}
+
+/// It was over before the server's data was restored.
+pub(super) fn undelivered(job: &Job) -> Cause {
+    let message = format!("{} was over before the server's data was restored, and what it had delivered is lost", named(job));
+    Cause::AgentLost { message }
 }
 
 /// Slurm does not know the job any more, and nobody else knows how it ended.
@@ -81,12 +125,12 @@ fn cancelled(by: Option<&str>, folder: &AttemptFolder) -> Cause {
     Cause::Cancelled { by: Some(by), why: None }
 }
 
-fn not_up(job: &Job, end: &End, folder: &AttemptFolder) -> Cause {
+fn not_up(job: &Job, end: &End, traces: &Traces<'_>) -> Cause {
     let how = match end {
         End::Failed => format!("failed{}", detail(&job.reason)),
         _ => "ended".to_owned(),
     };
-    let tail = tail(&std::fs::read(folder.path().join(JOB_LOG)).unwrap_or_default());
+    let tail = traces.log();
     let said = if tail.is_empty() { "it left no log".to_owned() } else { format!("its log ends with: {tail}") };
     Cause::StartFailed { message: format!("{} {how} before its agent was up; {said}", named(job)), by_definition: false }
 }
@@ -125,6 +169,7 @@ mod tests {
             node: "n1".into(),
             partition: "cpu".into(),
             priority: 1,
+            user: "ada".into(),
         }
     }
 
@@ -135,7 +180,7 @@ mod tests {
     }
 
     fn ended(end: End, folder: &AttemptFolder) -> (&'static str, String) {
-        let cause = cause(&job(JobState::Ended(end.clone())), &end, folder);
+        let cause = cause(&job(JobState::Ended(end.clone())), &end, &Traces::of(folder));
         (cause.label(), cause.sentence())
     }
 
@@ -182,7 +227,7 @@ mod tests {
     #[test]
     fn an_agent_that_was_told_to_end_learns_why() {
         let (_dir, folder) = folder();
-        let label = |job: &Job| explanation(job, &folder).map(|cause| cause.label());
+        let label = |job: &Job| explanation(job, &Traces::of(&folder)).map(|cause| cause.label());
         assert_eq!(label(&Job { reason: "TimeLimit".into(), ..job(JobState::Completing) }), Some("time_limit"));
         assert_eq!(label(&Job { reason: "NodeDown".into(), ..job(JobState::Completing) }), Some("node_lost"));
         assert_eq!(label(&Job { left_seconds: Some(59), ..job(JobState::Running) }), Some("time_limit"));

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use trainyard_core::{ids::AttemptId, run::Cause};
@@ -49,6 +49,8 @@ struct Entry {
     told: Option<Instant>,
     /// Since when its code is known to have begun.
     begun: Option<Instant>,
+    /// Since when its attempt is known to be closed.
+    closed: Option<Instant>,
 }
 
 /// The jobs of attempts.
@@ -59,10 +61,10 @@ pub(super) struct Jobs {
 
 impl Jobs {
     /// How far the job of `attempt` has got; `None`: nothing was ever handed to Slurm.
-    pub(super) fn phase(&self, attempt: AttemptId, folder: &AttemptFolder) -> Option<Phase> {
+    /// `claimed` is the job that says it began.
+    pub(super) fn phase(&self, attempt: AttemptId, folder: &AttemptFolder, claimed: Option<u64>) -> Option<Phase> {
         let mut entries = self.lock();
         let known = entries.get(&attempt).map(|entry| entry.phase.clone());
-        let claimed = read_id(folder, CLAIM);
         let phase = match (known, claimed) {
             // Two may carry the name after an answer that got lost. The one that began is it.
             (Some(Phase::Known { id, since }), Some(claimed)) if id == claimed => Phase::Known { id, since },
@@ -116,6 +118,11 @@ impl Jobs {
         }
     }
 
+    /// How long it is known that nothing more is wanted of the job of `attempt`; asking is what notes it.
+    pub(super) fn unwanted_for(&self, attempt: AttemptId) -> Duration {
+        self.lock().get_mut(&attempt).map_or(Duration::ZERO, |entry| entry.closed.get_or_insert_with(Instant::now).elapsed())
+    }
+
     /// Jobs that are to end and about which Slurm was not told since `before`.
     pub(super) fn unwanted(&self, before: Instant) -> Vec<(AttemptId, u64, Wish)> {
         let entries = self.lock();
@@ -161,12 +168,12 @@ impl Jobs {
 fn set(entries: &mut HashMap<AttemptId, Entry>, attempt: AttemptId, phase: Phase) {
     match entries.get_mut(&attempt) {
         Some(entry) => entry.phase = phase,
-        None => drop(entries.insert(attempt, Entry { phase, wish: None, told: None, begun: None })),
+        None => drop(entries.insert(attempt, Entry { phase, wish: None, told: None, begun: None, closed: None })),
     }
 }
 
 /// The id of a job in a note of the folder.
-fn read_id(folder: &AttemptFolder, name: &str) -> Option<u64> {
+pub(super) fn read_id(folder: &AttemptFolder, name: &str) -> Option<u64> {
     std::fs::read_to_string(folder.path().join(name)).ok()?.trim().parse().ok()
 }
 
@@ -189,11 +196,11 @@ mod tests {
     fn a_restart_reads_the_job_from_the_folder() {
         let dir = tempfile::tempdir().unwrap();
         let folder = AttemptFolder::new(dir.path());
-        assert!(Jobs::default().phase(attempt(), &folder).is_none());
+        assert!(Jobs::default().phase(attempt(), &folder, None).is_none());
         std::fs::write(dir.path().join(INTENT), "").unwrap();
-        assert!(matches!(Jobs::default().phase(attempt(), &folder), Some(Phase::Unsure { .. })));
+        assert!(matches!(Jobs::default().phase(attempt(), &folder, None), Some(Phase::Unsure { .. })));
         std::fs::write(dir.path().join(JOB), "17").unwrap();
-        assert_eq!(id_of(Jobs::default().phase(attempt(), &folder)), Some(17));
+        assert_eq!(id_of(Jobs::default().phase(attempt(), &folder, None)), Some(17));
     }
 
     #[test]
@@ -201,9 +208,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (folder, jobs) = (AttemptFolder::new(dir.path()), Jobs::default());
         jobs.set(attempt(), Phase::Known { id: 18, since: Instant::now() });
-        assert_eq!(id_of(jobs.phase(attempt(), &folder)), Some(18));
+        assert_eq!(id_of(jobs.phase(attempt(), &folder, read_id(&folder, CLAIM))), Some(18));
         std::fs::write(dir.path().join(CLAIM), "17\n").unwrap();
-        assert_eq!(id_of(jobs.phase(attempt(), &folder)), Some(17));
+        assert_eq!(id_of(jobs.phase(attempt(), &folder, read_id(&folder, CLAIM))), Some(17));
     }
 
     #[test]
@@ -212,7 +219,7 @@ mod tests {
         jobs.set(attempt(), Phase::Known { id: 17, since: look });
         assert!(!jobs.was_begun_before(attempt(), None));
         assert!(!jobs.was_begun_before(attempt(), Some(look)));
-        assert!(jobs.was_begun_before(attempt(), Some(Instant::now() + std::time::Duration::from_millis(1))));
+        assert!(jobs.was_begun_before(attempt(), Some(Instant::now() + Duration::from_millis(1))));
     }
 
     #[test]

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use trainyard_core::{ids::AttemptId, plan::WaitReason, run::Cause};
 
 use super::{
-    Inner, ending,
-    jobs::{CLAIM, Phase},
+    Inner,
+    ending::{self, Traces},
+    jobs::Phase,
     parse::{End, Job, JobState},
     reason,
     submission::note_job,
@@ -35,6 +36,10 @@ impl Inner {
         if !folder.path().exists() {
             return Observation::Unknown;
         }
+        if self.guests.of(attempt).is_some() {
+            // What its agent leaves is not the server's to look at.
+            return self.observe_job(attempt, &folder);
+        }
         if folder.is_collected() {
             return Observation::Collected;
         }
@@ -48,7 +53,7 @@ impl Inner {
 
     fn observe_job(&self, attempt: AttemptId, folder: &AttemptFolder) -> Observation {
         let no_agent = || Observation::NoAgent { starts: folder.starts() };
-        match self.jobs.phase(attempt, folder) {
+        match self.phase(attempt) {
             None => no_agent(),
             Some(Phase::Sending) => pending(reason::submitting()),
             Some(Phase::Held { .. } | Phase::Unsure { .. }) if folder.stop_request().is_some() && !self.may_have_job(attempt) => {
@@ -58,7 +63,7 @@ impl Inner {
             Some(Phase::Held { until, words }) if Instant::now() < until => pending(reason::held_back(&words)),
             Some(Phase::Held { .. }) => no_agent(),
             Some(Phase::Refused(cause)) => Observation::Over { cause },
-            Some(Phase::Unsure { since, words }) => match self.view.named(attempt, since) {
+            Some(Phase::Unsure { since, words }) => match self.named(attempt, since) {
                 Seen::Job(job) => {
                     tracing::info!(%attempt, job = job.id, "the job of an attempt was found by its name");
                     note_job(folder, job.id);
@@ -74,10 +79,10 @@ impl Inner {
     }
 
     fn observe_known(&self, (attempt, id, since): (AttemptId, u64, Instant), folder: &AttemptFolder) -> Observation {
-        match self.view.job(id, since) {
+        match self.job((attempt, id), since) {
             Seen::Job(job) => self.observe_shown(attempt, &job, folder),
             Seen::Missing => self.observe_missing(attempt, id, folder),
-            Seen::NotLooked if has_begun(folder) => Observation::Alive,
+            Seen::NotLooked if self.has_begun(attempt) => Observation::Alive,
             Seen::NotLooked => pending(match self.view.trouble() {
                 Some(words) => reason::unanswered(&words),
                 None => reason::submitted(id),
@@ -88,7 +93,15 @@ impl Inner {
     fn observe_shown(&self, attempt: AttemptId, job: &Job, folder: &AttemptFolder) -> Observation {
         match &job.state {
             // The look may be older than the beginning; only a later one says that the job was put back.
-            JobState::Pending | JobState::Requeued if has_begun(folder) => {
+            JobState::Pending | JobState::Requeued if self.guests.of(attempt).is_some() && self.has_begun(attempt) => {
+                if self.jobs.was_begun_before(attempt, self.view.began()) {
+                    // Where it is put next there may be nothing of it.
+                    self.jobs.kill(attempt);
+                    return Observation::Lost { cause: ending::requeued(job) };
+                }
+                Observation::Alive
+            }
+            JobState::Pending | JobState::Requeued if self.has_begun(attempt) => {
                 if folder.was_started() && self.jobs.was_begun_before(attempt, self.view.began()) {
                     // Its code is not started a second time: what is left is to close the books, once the job is out of the queue.
                     self.note_verdict(folder, || ending::requeued(job));
@@ -101,31 +114,49 @@ impl Inner {
                 None => reason::of(job, self.view.ahead(job)),
             }),
             JobState::Running | JobState::Completing => Observation::Alive,
+            JobState::Ended(end) if self.guests.of(attempt).is_some() => self.observe_guests_end(job, end, folder),
             JobState::Ended(end) => self.observe_ended(job, end, folder),
+        }
+    }
+
+    /// How the job of a guest ended is all that is known: what its agent has not delivered is out of reach.
+    fn observe_guests_end(&self, job: &Job, end: &End, folder: &AttemptFolder) -> Observation {
+        let cause = || ending::cause(job, self.told(job).as_ref().unwrap_or(end), &self.traces(job.attempt, folder));
+        match end {
+            End::Cancelled { by: None } if self.may_learn_more(job, folder) => Observation::Alive,
+            _ if !self.has_begun(job.attempt) => Observation::Over { cause: cause() },
+            // Its agent ends well when everything is delivered.
+            End::Completed if self.is_undelivered(folder) => Observation::Lost { cause: ending::undelivered(job) },
+            End::Completed => Observation::Collected,
+            _ => Observation::Lost { cause: cause() },
         }
     }
 
     /// Slurm does not show it any more: it ended longer ago than Slurm remembers.
     fn observe_missing(&self, attempt: AttemptId, id: u64, folder: &AttemptFolder) -> Observation {
-        if let Some(job) = self.view.ended(id).filter(|job| job.attempt == attempt)
+        let guest = self.guests.of(attempt);
+        if let Some(job) = self.view.ended(id).filter(|job| job.attempt == attempt && self.is_its_own(attempt, job))
             && let JobState::Ended(end) = &job.state
         {
-            return self.observe_ended(&job, end, folder);
+            return if guest.is_some() { self.observe_guests_end(&job, end, folder) } else { self.observe_ended(&job, end, folder) };
         }
         let (asked, nobody) = self.view.missing(id);
         let limit = if nobody { FORGOTTEN_WITHOUT_ACCOUNTING } else { FORGOTTEN };
         match asked > limit {
+            // Slurm may hide the jobs of others from the server: as long as the agent is heard, it is there.
+            true if guest.is_some() && self.has_begun(attempt) => Observation::Doubtful { cause: ending::forgotten(id) },
+            true if guest.is_some() => Observation::Over { cause: ending::forgotten(id) },
             true if folder.agent_is_alive() => Observation::Lost { cause: ending::forgotten(id) },
             true if !folder.had_agent() => Observation::Over { cause: ending::forgotten(id) },
             true => self.books_open(folder, || ending::forgotten(id)),
-            false if has_begun(folder) => Observation::Alive,
+            false if self.has_begun(attempt) => Observation::Alive,
             false => pending(reason::submitted(id)),
         }
     }
 
     fn observe_ended(&self, job: &Job, end: &End, folder: &AttemptFolder) -> Observation {
         let recorded = folder.exit_record().is_ok_and(|record| record.is_some());
-        let cause = || ending::cause(job, self.told(job).as_ref().unwrap_or(end), folder);
+        let cause = || ending::cause(job, self.told(job).as_ref().unwrap_or(end), &Traces::of(folder));
         match end {
             // The node is given up, and what runs on it is out of reach, but may go on.
             End::NodeFail if folder.had_agent() && !recorded => Observation::Lost { cause: cause() },
@@ -170,8 +201,8 @@ impl Inner {
 
     /// Whether there may be a job with the name of `attempt`.
     fn may_have_job(&self, attempt: AttemptId) -> bool {
-        match self.jobs.phase(attempt, &self.folder(attempt)) {
-            Some(Phase::Unsure { since, .. }) => !matches!(self.view.named(attempt, since), Seen::Missing),
+        match self.phase(attempt) {
+            Some(Phase::Unsure { since, .. }) => !matches!(self.named(attempt, since), Seen::Missing),
             Some(Phase::Held { .. } | Phase::Refused(_)) | None => false,
             Some(Phase::Sending | Phase::Known { .. }) => true,
         }
@@ -179,11 +210,11 @@ impl Inner {
 
     /// Whether nothing of `attempt` is in Slurm any more, so that its folder may go.
     pub(super) fn is_gone(&self, attempt: AttemptId) -> bool {
-        let seen = match self.jobs.phase(attempt, &self.folder(attempt)) {
+        let seen = match self.phase(attempt) {
             None | Some(Phase::Refused(_) | Phase::Held { .. }) => return true,
             Some(Phase::Sending) => return false,
-            Some(Phase::Unsure { since, .. }) => self.view.named(attempt, since),
-            Some(Phase::Known { id, since }) => self.view.job(id, since),
+            Some(Phase::Unsure { since, .. }) => self.named(attempt, since),
+            Some(Phase::Known { id, since }) => self.job((attempt, id), since),
         };
         match seen {
             Seen::Job(job) => matches!(job.state, JobState::Ended(_)),
@@ -198,11 +229,12 @@ impl Inner {
         if let Some(verdict) = folder.verdict() {
             return Some(verdict);
         }
-        let Some(Phase::Known { id, .. }) = self.jobs.phase(attempt, &folder) else { return None };
+        let Some(Phase::Known { id, .. }) = self.phase(attempt) else { return None };
         let asked = Instant::now();
         self.view.fresh(&self.tools, asked).await?;
-        let Seen::Job(job) = self.view.job(id, asked) else { return None };
-        let cause = ending::explanation(&job, &folder)?;
+        let Seen::Job(job) = self.job((attempt, id), asked) else { return None };
+        let traces = self.traces(attempt, &folder);
+        let cause = ending::explanation(&job, &traces)?;
         if !matches!(cause, Cause::Cancelled { .. }) || !self.view.has_accounting() || folder.stop_request().is_some() {
             return Some(cause);
         }
@@ -210,7 +242,7 @@ impl Inner {
         while asked.elapsed() < ACCOUNTING_PATIENCE {
             self.view.ask_accounting(&self.tools, vec![id]).await;
             if let Some(end) = self.told(&job) {
-                return Some(ending::cause(&job, &end, &folder));
+                return Some(ending::cause(&job, &end, &traces));
             }
             tokio::time::sleep(INTERVAL / 2).await;
         }
@@ -220,9 +252,4 @@ impl Inner {
 
 fn pending(why: WaitReason) -> Observation {
     Observation::Pending { why }
-}
-
-/// Whether the job's script has run.
-fn has_begun(folder: &AttemptFolder) -> bool {
-    folder.path().join(CLAIM).exists()
 }

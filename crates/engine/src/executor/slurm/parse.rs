@@ -23,6 +23,8 @@ pub(super) struct Job {
     pub(super) node: String,
     pub(super) partition: String,
     pub(super) priority: u64,
+    /// Whose it is.
+    pub(super) user: String,
 }
 
 /// Where a job is.
@@ -72,10 +74,11 @@ pub(super) const SQUEUE_COLUMNS: &[(&str, usize)] = &[
     ("BatchHost", 64),
     ("Partition", 64),
     ("PriorityLong", 20),
+    ("UserName", 64),
 ];
 
 /// The columns of `sacct`.
-pub(super) const SACCT_COLUMNS: &str = "JobIDRaw,JobName,State,ExitCode,Timelimit,NodeList,Partition";
+pub(super) const SACCT_COLUMNS: &str = "JobIDRaw,JobName,State,ExitCode,Timelimit,NodeList,Partition,User";
 
 /// `squeue`'s own way to write the columns.
 pub(super) fn format(columns: &[(&str, usize)]) -> String {
@@ -89,7 +92,7 @@ pub(super) fn squeue(text: &str) -> Vec<Job> {
 
 fn squeue_line(line: &str) -> Option<Job> {
     let fields = fixed(line, SQUEUE_COLUMNS);
-    let [id, name, state, reason, limit, left, preempted, node, partition, priority] = fields.as_slice() else { return None };
+    let [id, name, state, reason, limit, left, preempted, node, partition, priority, user] = fields.as_slice() else { return None };
     Some(Job {
         // An array's job ids hold an underscore; ours are none.
         id: id.parse().ok()?,
@@ -102,6 +105,7 @@ fn squeue_line(line: &str) -> Option<Job> {
         node: if node == "n/a" { String::new() } else { node.clone() },
         partition: partition.clone(),
         priority: priority.parse().unwrap_or(0),
+        user: user.clone(),
     })
 }
 
@@ -112,7 +116,7 @@ pub(super) fn sacct(text: &str) -> Vec<Job> {
 
 fn sacct_line(line: &str) -> Option<Job> {
     let fields: Vec<&str> = line.split('|').collect();
-    let [id, name, state, exit, limit, nodes, partition] = fields.as_slice() else { return None };
+    let [id, name, state, exit, limit, nodes, partition, user] = fields.as_slice() else { return None };
     Some(Job {
         id: id.parse().ok()?,
         attempt: attempt(name)?,
@@ -124,6 +128,7 @@ fn sacct_line(line: &str) -> Option<Job> {
         node: if *nodes == "None assigned" { String::new() } else { (*nodes).to_owned() },
         partition: (*partition).to_owned(),
         priority: 0,
+        user: (*user).to_owned(),
     })
 }
 
@@ -199,36 +204,37 @@ mod tests {
     const ATTEMPT: &str = "01901f2e-0000-7000-8000-000000000001";
 
     /// A line as `squeue` pads it.
-    fn line(fields: [&str; 10]) -> String {
+    fn line(fields: [&str; 11]) -> String {
         SQUEUE_COLUMNS.iter().zip(fields).map(|((_, width), field)| format!("{field:<width$}")).collect()
     }
 
     #[test]
     fn a_line_of_squeue_is_cut_at_its_columns() {
         let name = format!("trainyard-{ATTEMPT}");
-        let text = line(["17", &name, "RUNNING", "None", "1-00:00:10", "0:57", "N/A", "n1", "cpu", "4294901753"]);
+        let text = line(["17", &name, "RUNNING", "None", "1-00:00:10", "0:57", "N/A", "n1", "cpu", "4294901753", "ada"]);
         let job = squeue(&text).remove(0);
         assert_eq!((job.id, job.attempt.to_string().as_str(), job.state), (17, ATTEMPT, JobState::Running));
         assert_eq!((job.limit_seconds, job.left_seconds, job.preempted), (Some(86_410), Some(57), false));
         assert_eq!((job.node.as_str(), job.partition.as_str(), job.priority), ("n1", "cpu", 4_294_901_753));
         let reason = "Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions";
-        let text = line(["18", &name, "PENDING", reason, "UNLIMITED", "UNLIMITED", "2026-11-23T16:34:05", "n/a", "cpu", "1"]);
+        let text = line(["18", &name, "PENDING", reason, "UNLIMITED", "UNLIMITED", "2026-11-23T16:34:05", "n/a", "cpu", "1", "bob"]);
         let job = squeue(&text).remove(0);
         assert_eq!((job.reason.as_str(), job.limit_seconds, job.preempted, job.node.as_str()), (reason, None, true, ""));
+        assert_eq!(job.user, "bob");
     }
 
     #[test]
     fn jobs_of_others_and_lines_of_something_else_are_left_out() {
-        let text = format!("{}\nsqueue: something\n\n", line(["3", "wrap", "RUNNING", "", "", "", "", "", "", ""]));
+        let text = format!("{}\nsqueue: something\n\n", line(["3", "wrap", "RUNNING", "", "", "", "", "", "", "", ""]));
         assert!(squeue(&text).is_empty());
-        assert!(sacct("3|wrap|COMPLETED|0:0|UNLIMITED|n1|cpu\n").is_empty());
+        assert!(sacct("3|wrap|COMPLETED|0:0|UNLIMITED|n1|cpu|ada\n").is_empty());
     }
 
     #[test]
     fn accounting_knows_who_cancelled() {
-        let jobs = sacct(&format!("8|trainyard-{ATTEMPT}|CANCELLED by 1000|0:0|00:01:00|n[1-2]|cpu\n"));
+        let jobs = sacct(&format!("8|trainyard-{ATTEMPT}|CANCELLED by 1000|0:0|00:01:00|n[1-2]|cpu|ada\n"));
         assert_eq!(jobs[0].state, JobState::Ended(End::Cancelled { by: Some("1000".into()) }));
-        assert_eq!((jobs[0].limit_seconds, jobs[0].node.as_str()), (Some(60), "n[1-2]"));
+        assert_eq!((jobs[0].limit_seconds, jobs[0].node.as_str(), jobs[0].user.as_str()), (Some(60), "n[1-2]", "ada"));
     }
 
     #[test]
@@ -258,7 +264,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_read_without_panic(text in ".*", fields in prop::collection::vec("[^|]{0,20}", 7)) {
+        fn any_text_is_read_without_panic(text in ".*", fields in prop::collection::vec("[^|]{0,20}", 8)) {
             let _ = (squeue(&text), sacct(&text), queue(&text), seconds(&text), sacct(&fields.join("|")));
         }
     }

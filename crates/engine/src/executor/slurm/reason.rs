@@ -104,6 +104,7 @@ mod tests {
             node: String::new(),
             partition: "cpu".into(),
             priority: 1,
+            user: "ada".into(),
         };
         let WaitReason { code, message } = of(&job, ahead);
         (code, message)

@@ -11,15 +11,21 @@ use std::{
 };
 
 use sha2::{Digest as _, Sha256};
-use trainyard_core::{Error, ErrorKind, Result, definition::Definition, ids::AttemptId, run::Cause, slurm::SlurmWish};
+use trainyard_core::{
+    Error, ErrorKind, Result,
+    definition::Definition,
+    ids::AttemptId,
+    run::Cause,
+    slurm::{ClusterUser, SlurmWish},
+};
 use trainyard_wire::native::AttemptOrder;
 
 use super::{
-    CLOSING, Inner,
+    CLOSING, Inner, UserDir,
     ending::JOB_LOG,
     jobs::{CLAIM, INTENT, JOB, Phase},
     parse::NAME_PREFIX,
-    tools::{Failure, quoted},
+    tools::{Call, Failure, quoted},
 };
 use crate::{
     agent::folder::AttemptFolder,
@@ -60,9 +66,12 @@ pub(super) async fn submit(inner: &Arc<Inner>, order: &AttemptOrder) -> Result<(
     tokio::spawn(async move {
         let Ok(_turn) = inner.sending.acquire().await else { return };
         match prepare(&inner, &order).await {
-            Ok(arguments) => {
-                let phase = send(&inner, (attempt, &order.run_id), &arguments).await;
+            Ok(handing) => {
+                let phase = send(&inner, (attempt, &order.run_id), &handing).await;
                 inner.jobs.set(attempt, phase);
+            }
+            Err(error) if error.kind() == ErrorKind::Invalid => {
+                inner.jobs.set(attempt, Phase::Refused(Cause::StartFailed { message: error.message().to_owned(), by_definition: true }));
             }
             Err(error) => {
                 tracing::error!(run = order.run_id, %attempt, error = error.chain(), "a job cannot be prepared; trying again");
@@ -78,8 +87,15 @@ async fn close(inner: &Inner, order: &AttemptOrder) -> Result<()> {
     if inner.local.children() < CLOSING { inner.local.submit(order).await } else { Ok(()) }
 }
 
-/// Writes everything that the job will need, the intent last. Gives the arguments of `sbatch`.
-async fn prepare(inner: &Inner, order: &AttemptOrder) -> Result<Vec<String>> {
+/// What is given to `sbatch`.
+struct Handing {
+    arguments: Vec<String>,
+    /// For a job of somebody else: whose it will be, and its script, which goes in through stdin.
+    guest: Option<(ClusterUser, String)>,
+}
+
+/// Writes everything that the job will need, the intent last.
+async fn prepare(inner: &Arc<Inner>, order: &AttemptOrder) -> Result<Handing> {
     let attempt = AttemptId(order.attempt);
     let folder = inner.folder(attempt);
     let definition: Definition = serde_json::from_value(order.definition.clone()).map_err(Error::internal)?;
@@ -87,8 +103,43 @@ async fn prepare(inner: &Inner, order: &AttemptOrder) -> Result<Vec<String>> {
     let (path, order) = (folder.path().to_owned(), order.clone());
     // Syncing takes as long as the disk does.
     let nodes = definition.distribution.node_count;
-    tokio::task::spawn_blocking(move || write_all(&folder, &order, (&program, nodes))).await.map_err(Error::internal)??;
-    Ok(arguments((attempt, nodes), &path, &inner.wish(&definition)))
+    let wish = inner.wish(&definition);
+    let Some(user) = wish.submit_as.clone() else {
+        if inner.targets.get(&definition.target).is_some_and(|target| target.user_dir.is_some()) {
+            let target = &definition.target;
+            let message = format!(
+                "jobs of target `{target}` are those of the accounts that runs are submitted as, and this run was submitted before that was configured; submit it again"
+            );
+            return Err(Error::invalid(message));
+        }
+        tokio::task::spawn_blocking(move || write_all(&folder, &order, (&program, nodes))).await.map_err(Error::internal)??;
+        return Ok(Handing { arguments: arguments((attempt, nodes), Some(&path), &wish), guest: None });
+    };
+    let own = inner.targets.get(&definition.target).and_then(|target| target.user_dir.clone()).unwrap_or_default();
+    let (host, guest_of) = (Arc::clone(inner), user.clone());
+    let script = tokio::task::spawn_blocking(move || write_for_guest(&host, (&folder, &order), (&guest_of, nodes), (&program, &own)));
+    let script = script.await.map_err(Error::internal)??;
+    Ok(Handing { arguments: arguments((attempt, nodes), None, &wish), guest: Some((user, script)) })
+}
+
+/// The same for a job of somebody else. Gives its script.
+fn write_for_guest(
+    inner: &Inner,
+    (folder, order): (&AttemptFolder, &AttemptOrder),
+    (user, nodes): (&ClusterUser, u32),
+    (program, own): (&Path, &UserDir),
+) -> Result<String> {
+    let path = folder.path();
+    folder.create().map_err(|error| io_error("the folder of the attempt cannot be made", path, error))?;
+    trainyard_store::fail_point!("executor.folder_made");
+    folder.write_order(order).map_err(|error| io_error("the order of the attempt cannot be written", path, error))?;
+    let guest = inner.guests.admit(folder, order, (user, nodes))?;
+    trainyard_store::fail_point!("executor.order_written");
+    put(&path.join(INTENT), "").map_err(|error| io_error("the job cannot be prepared in", path, error))?;
+    trainyard_store::fail_point!("executor.start_counted");
+    // From here on there may be a job of theirs.
+    inner.tools.watch(user.clone());
+    Ok(inner.guests.script(&guest, AttemptId(order.attempt), (program, own)))
 }
 
 /// Only the order is synced. Should a power cut take the intent, there may be a second job, which finds the claim of the first.
@@ -112,18 +163,21 @@ fn put(path: &Path, content: &str) -> std::io::Result<()> {
     std::fs::rename(&staged, path)
 }
 
-fn arguments((attempt, nodes): (AttemptId, u32), folder: &Path, wish: &SlurmWish) -> Vec<String> {
-    let folder = folder.display();
+/// Without a `folder` the job says itself where it writes, and its script comes through stdin.
+fn arguments((attempt, nodes): (AttemptId, u32), folder: Option<&Path>, wish: &SlurmWish) -> Vec<String> {
+    let folder = folder.map(Path::display);
+    let (output, place) =
+        folder.as_ref().map_or(("/dev/null".to_owned(), "/".to_owned()), |folder| (format!("{folder}/{JOB_LOG}"), folder.to_string()));
     let mut arguments = vec!["--parsable".to_owned(), format!("--job-name={NAME_PREFIX}{attempt}")];
     arguments.extend(shape(nodes));
     arguments.extend([
         "--open-mode=append".to_owned(),
-        format!("--output={folder}/{JOB_LOG}"),
-        format!("--chdir={folder}"),
+        format!("--output={output}"),
+        format!("--chdir={place}"),
         "--export=ALL".to_owned(),
     ]);
     arguments.extend(wish.options());
-    arguments.push(format!("{folder}/slurm.sh"));
+    arguments.extend(folder.map(|folder| format!("{folder}/slurm.sh")));
     arguments
 }
 
@@ -133,7 +187,7 @@ fn script(folder: &Path, (program, nodes): (&Path, u32)) -> String {
     let program = quoted(&program.to_string_lossy());
     let agents = match nodes {
         1 => format!("exec {program} agent --attempt-dir {folder}\n"),
-        nodes => agents(nodes, &program, &folder),
+        nodes => agents(nodes, &program, &folder, "", ""),
     };
     format!(
         "#!/bin/sh\n\
@@ -149,12 +203,14 @@ fn script(folder: &Path, (program, nodes): (&Path, u32)) -> String {
 
 /// Starts an agent on each node, as one step that leaves room for others: code calls `srun` and `mpirun` itself. The shell stays, because `srun`
 /// answers TERM by killing what it has started; Slurm tells the agents themselves.
-fn agents(nodes: u32, program: &str, folder: &str) -> String {
+///
+/// `more` are further words for each agent, in which `$2` is `last`.
+pub(super) fn agents(nodes: u32, program: &str, folder: &str, more: &str, last: &str) -> String {
     format!(
         "trap : TERM\n\
          srun --overlap --mpi=none --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=0 --cpu-bind=none \\\n\
          \x20   ${{SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}} \\\n\
-         \x20   sh -c 'exec \"$0\" agent --attempt-dir \"$1\" --node \"$SLURM_PROCID\"' {program} {folder} &\n\
+         \x20   sh -c 'exec \"$0\" agent --attempt-dir \"$1\" {more} --node \"$SLURM_PROCID\"' {program} {folder}{last} &\n\
          step=$!\n\
          wait $step\n\
          status=$?\n\
@@ -164,9 +220,10 @@ fn agents(nodes: u32, program: &str, folder: &str) -> String {
 }
 
 /// Calls `sbatch` and notes what it answered.
-async fn send(inner: &Inner, (attempt, run): (AttemptId, &str), arguments: &[String]) -> Phase {
+async fn send(inner: &Inner, (attempt, run): (AttemptId, &str), handing: &Handing) -> Phase {
     let folder = inner.folder(attempt);
-    match inner.tools.run("sbatch", arguments, PATIENCE).await {
+    let (user, input) = handing.guest.as_ref().map(|(user, script)| (user, script.as_str())).unzip();
+    match inner.tools.call(Call { tool: "sbatch", arguments: &handing.arguments, user, input, limit: PATIENCE }).await {
         Ok(printed) => {
             trainyard_store::fail_point!("executor.agent_started");
             // `ID` or `ID;CLUSTER`.
@@ -300,7 +357,7 @@ mod tests {
     #[test]
     fn the_arguments_of_sbatch_carry_no_secret_and_the_wish_before_the_script() {
         let wish = SlurmWish { partition: Some("cpu".into()), arguments: vec!["--nice=5".into()], ..SlurmWish::default() };
-        let arguments = arguments((AttemptId(uuid::Uuid::nil()), 1), Path::new("/shared/attempts/x"), &wish);
+        let arguments = arguments((AttemptId(uuid::Uuid::nil()), 1), Some(Path::new("/shared/attempts/x")), &wish);
         assert_eq!(arguments[1], "--job-name=trainyard-00000000-0000-0000-0000-000000000000");
         assert_eq!(arguments[arguments.len() - 3..], ["--partition=cpu", "--nice=5", "/shared/attempts/x/slurm.sh"]);
     }

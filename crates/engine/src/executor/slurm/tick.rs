@@ -2,17 +2,18 @@
 //! those that are to end.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use trainyard_core::ids::AttemptId;
+use trainyard_core::{ids::AttemptId, slurm::ClusterUser};
 
 use super::{
     Inner,
     jobs::Wish,
     parse::{End, Job, JobState},
+    tools::Call,
     view::{INTERVAL, Seen},
 };
 
@@ -54,7 +55,7 @@ impl Inner {
         let mut missing = Vec::new();
         let mut open = Vec::new();
         for (attempt, id, since) in known {
-            match self.view.job(id, since) {
+            match self.job((attempt, id), since) {
                 Seen::Missing => missing.push((attempt, id)),
                 Seen::Job(job) if job.state == JobState::Ended(End::Cancelled { by: None }) => open.push((attempt, id)),
                 Seen::Job(_) | Seen::NotLooked => {}
@@ -78,7 +79,7 @@ impl Inner {
         let before = Instant::now().checked_sub(REPEAT).unwrap_or_else(Instant::now);
         let (mut waiting, mut term, mut gang, mut end, mut kill) = (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (attempt, id, wish) in self.jobs.unwanted(before) {
-            let Seen::Job(job) = self.view.job(id, Instant::now()) else { continue };
+            let Seen::Job(job) = self.job((attempt, id), Instant::now()) else { continue };
             match (wish, &job.state) {
                 (_, JobState::Ended(_)) => continue,
                 (Wish::Kill, _) => kill.push((attempt, job)),
@@ -86,7 +87,7 @@ impl Inner {
                 (Wish::Stop { since }, _) => match self.patience_left(attempt, since) {
                     Left::All => {}
                     // Where a step of the job has the agents, the shell of the job passes nothing on.
-                    Left::Word if self.folder(attempt).nodes().len() > 1 => gang.push((attempt, job)),
+                    Left::Word if self.is_gang(attempt) => gang.push((attempt, job)),
                     Left::Word => term.push((attempt, job)),
                     Left::None => end.push((attempt, job)),
                 },
@@ -116,18 +117,34 @@ impl Inner {
         }
     }
 
+    /// Whether a step of its job has its agents.
+    fn is_gang(&self, attempt: AttemptId) -> bool {
+        self.guests.of(attempt).map_or_else(|| self.folder(attempt).nodes().len() > 1, |guest| guest.nodes > 1)
+    }
+
+    /// As whoever the jobs belong to.
     async fn scancel(&self, how: &[&str], jobs: &[(AttemptId, Box<Job>)]) {
-        for some in jobs.chunks(AT_ONCE) {
-            let ids = some.iter().map(|(_, job)| job.id.to_string());
-            let arguments: Vec<String> = how.iter().map(|word| (*word).to_owned()).chain(ids).collect();
-            let attempts: HashSet<AttemptId> = some.iter().map(|(attempt, _)| *attempt).collect();
-            // A job that has ended meanwhile is an error of scancel and none of ours; whether the rest was heard, the next look tells.
-            match self.tools.run("scancel", &arguments, WORD).await {
-                Ok(_) => tracing::info!(jobs = some.len(), how = how.join(" "), "Slurm was told to end jobs"),
-                Err(failure) => tracing::warn!(jobs = some.len(), error = failure.words(), "scancel"),
-            }
-            attempts.into_iter().for_each(|attempt| self.jobs.told(attempt));
+        let mut by_user: BTreeMap<Option<ClusterUser>, Vec<(AttemptId, u64)>> = BTreeMap::new();
+        for (attempt, job) in jobs {
+            by_user.entry(self.guests.of(*attempt).map(|guest| guest.user.clone())).or_default().push((*attempt, job.id));
         }
+        for (user, jobs) in &by_user {
+            for some in jobs.chunks(AT_ONCE) {
+                self.scancel_some(how, user.as_ref(), some).await;
+            }
+        }
+    }
+
+    async fn scancel_some(&self, how: &[&str], user: Option<&ClusterUser>, jobs: &[(AttemptId, u64)]) {
+        let ids = jobs.iter().map(|(_, id)| id.to_string());
+        let arguments: Vec<String> = how.iter().map(|word| (*word).to_owned()).chain(ids).collect();
+        let attempts: HashSet<AttemptId> = jobs.iter().map(|(attempt, _)| *attempt).collect();
+        // A job that has ended meanwhile is an error of scancel and none of ours; whether the rest was heard, the next look tells.
+        match self.tools.call(Call { tool: "scancel", arguments: &arguments, user, input: None, limit: WORD }).await {
+            Ok(_) => tracing::info!(jobs = jobs.len(), how = how.join(" "), "Slurm was told to end jobs"),
+            Err(failure) => tracing::warn!(jobs = jobs.len(), error = failure.words(), "scancel"),
+        }
+        attempts.into_iter().for_each(|attempt| self.jobs.told(attempt));
     }
 }
 

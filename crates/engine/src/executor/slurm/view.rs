@@ -10,7 +10,7 @@ use trainyard_core::ids::AttemptId;
 
 use super::{
     parse::{self, Job, JobState, QUEUE_COLUMNS, SACCT_COLUMNS, SQUEUE_COLUMNS},
-    tools::{Failure, Tools},
+    tools::{Failure, ME, Tools},
 };
 
 /// Between the end of a call and the next one of the same command. Counted from the end: on a busy machine a command may reach Slurm well after it
@@ -32,7 +32,6 @@ pub(super) struct Snapshot {
     /// When it was asked: a job that was submitted later may be missing.
     pub(super) began: Instant,
     jobs: HashMap<u64, Job>,
-    by_attempt: HashMap<AttemptId, u64>,
 }
 
 /// What is known of a job at the last look.
@@ -86,9 +85,13 @@ impl View {
         self.find(since, |snapshot| snapshot.jobs.get(&id))
     }
 
-    /// What is known of a job with the name of `attempt`.
-    pub(super) fn named(&self, attempt: AttemptId, since: Instant) -> Seen {
-        self.find(since, |snapshot| snapshot.by_attempt.get(&attempt).and_then(|id| snapshot.jobs.get(id)))
+    /// What is known of a job with the name of `attempt`, if it `is_its_own`: everybody can give a job that name.
+    pub(super) fn named(&self, attempt: AttemptId, since: Instant, is_its_own: impl Fn(&Job) -> bool) -> Seen {
+        self.find(since, |snapshot| {
+            let jobs = snapshot.jobs.values().filter(|job| job.attempt == attempt && is_its_own(job));
+            // Of two with one name the one that has not ended: the other one is over in any case.
+            jobs.min_by_key(|job| (matches!(job.state, JobState::Ended(_)), job.id))
+        })
     }
 
     fn find(&self, since: Instant, find: impl FnOnce(&Snapshot) -> Option<&Job>) -> Seen {
@@ -146,22 +149,15 @@ impl View {
         pause(*last).await;
         let began = Instant::now();
         *last = Some(began);
-        let arguments = ["--noheader", "--me", "--states=all", &format!("--Format={}", parse::format(SQUEUE_COLUMNS))].map(str::to_owned);
+        let arguments =
+            ["--noheader", &tools.whose(), "--states=all", &format!("--Format={}", parse::format(SQUEUE_COLUMNS))].map(str::to_owned);
         let answer = tools.run("squeue", &arguments, QUESTION).await;
         *last = Some(Instant::now());
         let mut known = self.lock();
         match answer {
             Ok(printed) => {
                 let jobs: HashMap<u64, Job> = parse::squeue(&printed.text).into_iter().map(|job| (job.id, job)).collect();
-                let mut by_attempt = HashMap::new();
-                for job in jobs.values() {
-                    // Of two with one name the one that has not ended: the other one is over in any case.
-                    let slot = by_attempt.entry(job.attempt).or_insert(job.id);
-                    if matches!(jobs[slot].state, JobState::Ended(_)) {
-                        *slot = job.id;
-                    }
-                }
-                let snapshot = Arc::new(Snapshot { began, jobs, by_attempt });
+                let snapshot = Arc::new(Snapshot { began, jobs });
                 known.trouble = None;
                 known.snapshot = Some(Arc::clone(&snapshot));
                 Some(snapshot)
@@ -185,8 +181,11 @@ impl View {
         *last = Some(Instant::now());
         ids.truncate(IDS);
         let list = ids.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
-        let arguments =
-            ["--noheader", "--parsable2", "--allocations", "--jobs", &list, &format!("--format={SACCT_COLUMNS}")].map(str::to_owned);
+        let mut arguments = ["--noheader", "--parsable2", "--allocations", "--jobs", &list, &format!("--format={SACCT_COLUMNS}")]
+            .map(str::to_owned)
+            .to_vec();
+        // Its own user's jobs it shows without that.
+        arguments.extend(Some(tools.whose()).filter(|whose| whose != ME));
         let answer = tools.run("sacct", &arguments, QUESTION).await;
         *last = Some(Instant::now());
         let mut known = self.lock();

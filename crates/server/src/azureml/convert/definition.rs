@@ -258,6 +258,8 @@ fn slurm(asked: &RunConfiguration, places: Places<'_>) -> Result<SlurmWish> {
         cpus,
         constraint: section.constraint.clone(),
         arguments: section.arguments.clone(),
+        // Not the caller's to say.
+        submit_as: None,
     };
     wish.check().map_err(|error| {
         let property = format!("Slurm.{}", error.target().unwrap_or_default());
