@@ -223,6 +223,15 @@ impl LocalExecutor {
         for node in folder.nodes() {
             crate::agent::end_leftovers(&node, attempt);
         }
+        self.remove(attempt)
+    }
+
+    /// Removes the folder of `attempt`, unless an agent is alive in it. For one that had no agent on this machine: nothing of it is looked for here.
+    pub(super) fn remove(&self, attempt: AttemptId) -> Result<()> {
+        let folder = self.folder(attempt);
+        if folder.nodes().iter().any(AttemptFolder::agent_is_alive) {
+            return Ok(());
+        }
         match fs::remove_dir_all(folder.path()) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(io_error("the folder of the attempt cannot be removed", folder.path(), error))
