@@ -1,4 +1,5 @@
-//! Runs in containers, from the definition to the run's end. The container engine is Podman, the image that of `scripts/test-image`.
+//! Runs in containers, from the definition to the run's end. The image is that of `scripts/test-image`, the engine Podman or what
+//! `TRAINYARD_TEST_CONTAINERS` names.
 
 use std::process::Command;
 
@@ -9,16 +10,22 @@ use crate::support::{TestServer, definition, form, zip};
 
 const IMAGE: &str = "localhost/trainyard-test:latest";
 
+/// `podman` or `docker`: what the tests need of both has the same words.
+fn engine() -> String {
+    std::env::var("TRAINYARD_TEST_CONTAINERS").unwrap_or_else(|_| "podman".to_owned())
+}
+
 /// `[compute.cpu-cluster]` with this policy; `None`, with a message, where containers cannot be run.
 fn config(test: &str, policy: &str) -> Option<String> {
-    if !Command::new("podman").args(["image", "exists", IMAGE]).status().is_ok_and(|status| status.success()) {
+    if !Command::new(engine()).args(["image", "inspect", IMAGE]).output().is_ok_and(|output| output.status.success()) {
         skip(test);
         return None;
     }
     // What containers need on machines with old control groups and low limits; it does no harm elsewhere.
     let runtime = if Command::new("runc").arg("--version").output().is_ok() { "container_runtime = \"runc\"\n" } else { "" };
+    let engine = engine();
     Some(format!(
-        "[compute.cpu-cluster]\nslots = 2\ncontainers = \"{policy}\"\ncontainer_engine = \"podman\"\n{runtime}\
+        "[compute.cpu-cluster]\nslots = 2\ncontainers = \"{policy}\"\ncontainer_engine = \"{engine}\"\n{runtime}\
          container_ulimits = [\"nofile=1024:1024\", \"nproc=1000:1000\"]\n\
          [registry.\"127.0.0.1:1\"]\nusername = \"ada\"\npassword = \"configured-secret\"\n"
     ))
@@ -26,7 +33,7 @@ fn config(test: &str, policy: &str) -> Option<String> {
 
 #[expect(clippy::print_stderr, reason = "a test that could not do its work must say so")]
 fn skip(test: &str) {
-    eprintln!("SKIPPED {test}: Podman with the image {IMAGE} is not there; scripts/test-image makes it");
+    eprintln!("SKIPPED {test}: {} with the image {IMAGE} is not there; scripts/test-image makes it", engine());
 }
 
 fn in_image(docker: Value) -> impl FnOnce(&mut Value) {
@@ -68,12 +75,12 @@ async fn a_cancelled_run_leaves_no_container() {
     server.wait_for_output(&run, "up").await;
     let attempts = server.get(&server.client().native(&format!("/runs/{run}/attempts"))).await;
     let filter = format!("label=trainyard.attempt={}", attempts[0]["id"].as_str().unwrap());
-    let there = Command::new("podman").args(["ps", "--quiet", "--filter", &filter]).output().unwrap();
+    let there = Command::new(engine()).args(["ps", "--quiet", "--filter", &filter]).output().unwrap();
     assert!(!there.stdout.is_empty(), "it runs in a container");
     let (status, answer) = server.send(Method::POST, &server.history(&format!("/runs/{run}/cancel")), json!({})).await;
     assert!(status.is_success(), "{answer}");
     server.wait_for(&run, "Cancelled").await;
-    let left = Command::new("podman").args(["ps", "--all", "--quiet", "--filter", &filter]).output().unwrap();
+    let left = Command::new(engine()).args(["ps", "--all", "--quiet", "--filter", &filter]).output().unwrap();
     assert!(left.stdout.is_empty(), "{left:?}");
 }
 

@@ -1,4 +1,5 @@
-//! Runs in containers: real ones, of Podman, in the image of `scripts/test-image`. Where they cannot be had the tests say so by name and pass.
+//! Runs in containers: real ones, in the image of `scripts/test-image`, of Podman or of the engine that `TRAINYARD_TEST_CONTAINERS` names. Where they
+//! cannot be had the tests say so by name and pass.
 
 use std::{process::Command, time::Duration};
 
@@ -13,15 +14,20 @@ fn skip(test: &str, why: &str) {
     eprintln!("SKIPPED {test}: {why}");
 }
 
-fn podman(words: &[&str]) -> Option<String> {
-    let output = Command::new("podman").args(words).output().ok()?;
+/// `podman` or `docker`: what the tests need of both has the same words.
+fn engine() -> String {
+    std::env::var("TRAINYARD_TEST_CONTAINERS").unwrap_or_else(|_| "podman".to_owned())
+}
+
+fn ask(words: &[&str]) -> Option<String> {
+    let output = Command::new(engine()).args(words).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 /// A stage whose code runs in a container; `None`, with a message, where that is not possible.
 async fn contained(test: &str, script: &str) -> Option<Stage> {
-    if podman(&["image", "exists", IMAGE]).is_none() {
-        skip(test, &format!("Podman with the image {IMAGE} is not there; scripts/test-image makes it"));
+    if ask(&["image", "inspect", IMAGE]).is_none() {
+        skip(test, &format!("{} with the image {IMAGE} is not there; scripts/test-image makes it", engine()));
         return None;
     }
     let mut stage = Stage::new(script).await;
@@ -30,7 +36,7 @@ async fn contained(test: &str, script: &str) -> Option<Stage> {
     let has_runc = Command::new("runc").arg("--version").output().is_ok_and(|output| output.status.success());
     // What containers need on machines with old control groups and low limits; it does no harm elsewhere.
     stage.order.containers = json!({
-        "engine": "podman", "runtime": if has_runc { Some("runc") } else { None },
+        "engine": engine(), "runtime": if has_runc { Some("runc") } else { None },
         "ulimits": ["nofile=1024:1024", "nproc=1000:1000"], "volumes": [format!("{outside}:{outside}")],
     });
     Some(stage)
@@ -39,7 +45,7 @@ async fn contained(test: &str, script: &str) -> Option<Stage> {
 /// Containers of the attempt, in whatever state.
 fn containers(stage: &Stage) -> String {
     let filter = format!("name=trainyard-{}", stage.order.attempt);
-    podman(&["ps", "--all", "--filter", &filter, "--format", "{{.Names}} {{.Status}}"]).unwrap_or_default()
+    ask(&["ps", "--all", "--filter", &filter, "--format", "{{.Names}} {{.Status}}"]).unwrap_or_default()
 }
 
 fn log(stage: &Stage) -> String {
@@ -225,7 +231,7 @@ async fn an_agent_that_is_killed_while_it_prepares_leaves_nothing_that_stops_the
     let text = format!("FROM {IMAGE}\nRUN echo {} && sleep 3\n", uuid::Uuid::new_v4());
     stage.order.definition["container"]["image"] = json!({ "dockerfile": { "text": text } });
     let agent = stage.agent();
-    until("the build", || build_log(&stage).contains("STEP 2/2")).await;
+    until("the build", || ["STEP 2/2", "Step 2/2", "[2/2]"].iter().any(|step| build_log(&stage).contains(step))).await;
     agent.kill();
     tokio::time::timeout(Duration::from_secs(120), stage.run()).await.unwrap();
     assert_eq!(cause(&stage), json!({ "kind": "completed" }), "{}", build_log(&stage));

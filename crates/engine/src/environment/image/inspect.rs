@@ -76,7 +76,8 @@ fn read(answer: &str, reference: &str) -> Option<Image> {
     let of_registry = repo_digests
         .iter()
         .filter_map(|entry| entry.split_once('@'))
-        .find(|(name, _)| *name == repository && registry_of(name) != Some("localhost"))
+        // Podman writes `docker.io/library/python`, Docker `python`.
+        .find(|(name, _)| self::repository(&full_reference(name)) == repository && registry_of(name) != Some("localhost"))
         .map(|(_, digest)| digest.to_owned());
     let mut digests: Vec<String> = repo_digests.iter().filter_map(|entry| Some(entry.split_once('@')?.1.to_owned())).collect();
     digests.push(own.clone());
@@ -103,6 +104,10 @@ mod tests {
         let image = read(answer, "python:3.11").unwrap();
         assert_eq!((image.id.as_str(), image.digest.as_str(), image.architecture.as_str()), ("aa11", "sha256:ff", "amd64"));
         assert_eq!(image.variables["A"], "b=c");
+        let docker = answer.replace("docker.io/library/", "");
+        assert_eq!(read(&docker, "python:3.11").unwrap().digest, "sha256:ff", "Docker leaves its own registry out");
+        assert_eq!(read(&docker, "docker.io/library/python:3.11").unwrap().digest, "sha256:ff");
+        assert_eq!(read(&docker, "quay.io/library/python:3.11").unwrap().digest, "sha256:aa11");
         let local = read(answer, "localhost/mine:latest").unwrap();
         assert_eq!(local.digest, "sha256:aa11", "a name of this machine only means nothing elsewhere");
         assert!(local.digests.contains(&"sha256:ee".to_owned()));

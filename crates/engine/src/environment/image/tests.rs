@@ -1,4 +1,5 @@
-//! Real images and containers, with Podman and the image of `scripts/test-image`. Where they cannot be had the tests say so and pass.
+//! Real images and containers, with the image of `scripts/test-image`, of Podman or of the engine that `TRAINYARD_TEST_CONTAINERS` names. Where they
+//! cannot be had the tests say so and pass.
 
 use std::{
     ffi::OsString,
@@ -39,10 +40,14 @@ fn skip(test: &str, why: &str) {
 }
 
 /// What containers need on machines with old control groups and low limits; it does no harm elsewhere.
-fn podman_settings() -> ContainerSettings {
+fn engine_settings() -> ContainerSettings {
     let has_runc = Host::current().on_path("runc").into_iter().next().is_some();
     ContainerSettings {
-        engine: EngineChoice::Podman,
+        engine: match std::env::var("TRAINYARD_TEST_CONTAINERS").as_deref() {
+            Ok("docker") => EngineChoice::Docker,
+            Ok("podman") | Err(_) => EngineChoice::Podman,
+            Ok(other) => panic!("TRAINYARD_TEST_CONTAINERS is `{other}`; expected podman or docker"),
+        },
         runtime: has_runc.then(|| "runc".to_owned()),
         ulimits: vec!["nofile=1024:1024".into(), "nproc=1000:1000".into()],
         ..ContainerSettings::default()
@@ -56,9 +61,9 @@ fn settings(folder: &Path) -> EnvironmentSettings {
 }
 
 impl Node {
-    /// `None`, with a message, if Podman or the image is not there.
-    async fn podman(test: &str) -> Option<Self> {
-        let containers = podman_settings();
+    /// `None`, with a message, if the engine or the image is not there.
+    async fn real(test: &str) -> Option<Self> {
+        let containers = engine_settings();
         let client = match find_on(&Host::current(), &containers, &CancellationToken::new()).await {
             Ok(client) => client,
             Err(error) => {
@@ -66,7 +71,7 @@ impl Node {
                 return None;
             }
         };
-        let exists = Command::new(&client.program).args(["image", "exists", IMAGE]).status().is_ok_and(|status| status.success());
+        let exists = Command::new(&client.program).args(["image", "inspect", IMAGE]).output().is_ok_and(|output| output.status.success());
         if !exists {
             skip(test, &format!("there is no image {IMAGE}; scripts/test-image makes it"));
             return None;
@@ -144,14 +149,16 @@ fn pip(lines: &[&str]) -> EnvironmentSpec {
 
 #[tokio::test]
 async fn the_images_own_python_is_found_and_its_digest_is_in_the_lock() {
-    let Some(node) = Node::podman("the_images_own_python_is_found_and_its_digest_is_in_the_lock").await else { return };
+    let Some(node) = Node::real("the_images_own_python_is_found_and_its_digest_is_in_the_lock").await else { return };
     let (ready, log) = node.prepare(&user_managed("python"), named(IMAGE)).await;
     let ready = ready.unwrap_or_else(|error| panic!("{error}\n{}", log.lines.join("\n")));
     assert!(ready.prepared.interpreter.is_absolute(), "{ready:?}");
     assert_eq!(ready.variables["IN_THE_IMAGE"], "yes");
     let lock = ready.prepared.lock.clone().unwrap();
     assert!(lock.python.starts_with("3.") && lock.image.unwrap().digest.starts_with("sha256:"));
-    let (again, _) = node.prepare(&pip(&[]), named("trainyard-test")).await;
+    // To Docker a short name is one of its own registry.
+    let short = if node.client.kind == Kind::Podman { "trainyard-test" } else { IMAGE };
+    let (again, _) = node.prepare(&pip(&[]), named(short)).await;
     assert_eq!(again.unwrap().prepared.hash, ready.prepared.hash, "nothing is put on top where nothing is asked for");
     let (shell, _) = node.prepare(&user_managed("/bin/sh"), named(IMAGE)).await;
     assert_eq!(shell.unwrap().prepared.interpreter, PathBuf::from("/bin/sh"));
@@ -159,7 +166,7 @@ async fn the_images_own_python_is_found_and_its_digest_is_in_the_lock() {
 
 #[tokio::test]
 async fn an_interpreter_that_the_image_lacks_is_named() {
-    let Some(node) = Node::podman("an_interpreter_that_the_image_lacks_is_named").await else { return };
+    let Some(node) = Node::real("an_interpreter_that_the_image_lacks_is_named").await else { return };
     let (outcome, _) = node.prepare(&user_managed("python9"), named(IMAGE)).await;
     let error = outcome.unwrap_err().to_string();
     assert!(error.contains("`python9` was not found in the image `localhost/trainyard-test:latest`"), "{error}");
@@ -168,7 +175,7 @@ async fn an_interpreter_that_the_image_lacks_is_named() {
 #[tokio::test]
 async fn an_image_that_cannot_be_pulled_is_told_in_the_registrys_words_without_the_password() {
     const TEST: &str = "an_image_that_cannot_be_pulled_is_told_in_the_registrys_words_without_the_password";
-    let Some(mut node) = Node::podman(TEST).await else { return };
+    let Some(mut node) = Node::real(TEST).await else { return };
     node.containers.logins = vec![Login { host: "127.0.0.1:1".into(), username: "ada".into(), password: "hunter2-secret".into() }];
     let (outcome, log) = node.prepare(&user_managed("python"), named("127.0.0.1:1/team/nope:1")).await;
     let error = outcome.unwrap_err().to_string();
@@ -183,7 +190,7 @@ async fn an_image_that_cannot_be_pulled_is_told_in_the_registrys_words_without_t
 
 #[tokio::test]
 async fn a_dockerfile_that_fails_names_the_step_and_its_words() {
-    let Some(node) = Node::podman("a_dockerfile_that_fails_names_the_step_and_its_words").await else { return };
+    let Some(node) = Node::real("a_dockerfile_that_fails_names_the_step_and_its_words").await else { return };
     let text = format!("FROM {IMAGE}\nENV A=1\nRUN cat /does/not/exist\nRUN true\n");
     let (outcome, log) = node.prepare(&user_managed("python"), ImageSource::Dockerfile { text }).await;
     let error = outcome.unwrap_err().to_string();
@@ -194,7 +201,7 @@ async fn a_dockerfile_that_fails_names_the_step_and_its_words() {
 
 #[tokio::test]
 async fn a_dockerfile_is_built_once() {
-    let Some(node) = Node::podman("a_dockerfile_is_built_once").await else { return };
+    let Some(node) = Node::real("a_dockerfile_is_built_once").await else { return };
     let text = format!("FROM {IMAGE}\nRUN echo {} >/built\n", uuid::Uuid::new_v4());
     let (spec, image) = (user_managed("python"), ImageSource::Dockerfile { text });
     let ((first, first_log), (second, second_log)) = tokio::join!(node.prepare(&spec, image.clone()), node.prepare(&spec, image));
@@ -208,7 +215,7 @@ async fn a_dockerfile_is_built_once() {
 
 #[tokio::test]
 async fn packages_on_top_of_an_image_are_a_layer_that_is_built_once() {
-    let Some(node) = Node::podman("packages_on_top_of_an_image_are_a_layer_that_is_built_once").await else { return };
+    let Some(node) = Node::real("packages_on_top_of_an_image_are_a_layer_that_is_built_once").await else { return };
     let spec = pip(&["six==1.16.0"]);
     let outcomes = tokio::join!(node.prepare(&spec, named(IMAGE)), node.prepare(&spec, named(IMAGE)), node.prepare(&spec, named(IMAGE)));
     let outcomes = [outcomes.0, outcomes.1, outcomes.2];
@@ -228,7 +235,10 @@ async fn packages_on_top_of_an_image_are_a_layer_that_is_built_once() {
     let lock = ready[0].prepared.lock.clone().unwrap();
     let six = lock.packages.iter().find(|package| package.name == "six").unwrap();
     assert_eq!(six.version, "1.16.0");
-    assert!(!six.hashes.is_empty() && lock.image.is_some() && lock.builder.contains("in Podman"), "{lock:?}");
+    assert!(
+        !six.hashes.is_empty() && lock.image.is_some() && lock.builder.contains(&format!("in {}", node.client.kind.name())),
+        "{lock:?}"
+    );
     let said = node.run(&ready[0], "import six, only_in_the_image; print(six.__version__, only_in_the_image.WHERE)");
     assert_eq!(said, "1.16.0 image", "what the image brings is seen, too");
     let folder = ready[0].prepared.bin_dir.clone().unwrap();
@@ -250,7 +260,7 @@ async fn packages_on_top_of_an_image_are_a_layer_that_is_built_once() {
 
 #[tokio::test]
 async fn a_lock_gets_its_image_and_no_other() {
-    let Some(node) = Node::podman("a_lock_gets_its_image_and_no_other").await else { return };
+    let Some(node) = Node::real("a_lock_gets_its_image_and_no_other").await else { return };
     let (ready, _) = node.prepare(&user_managed("python"), named(IMAGE)).await;
     let lock = ready.unwrap().prepared.lock.unwrap();
     let (same, _) = node.prepare(&EnvironmentSpec::Locked(lock.clone()), named(IMAGE)).await;
@@ -264,7 +274,7 @@ async fn a_lock_gets_its_image_and_no_other() {
 
 #[tokio::test]
 async fn an_engine_that_cannot_start_containers_says_what_to_set() {
-    let Some(mut node) = Node::podman("an_engine_that_cannot_start_containers_says_what_to_set").await else { return };
+    let Some(mut node) = Node::real("an_engine_that_cannot_start_containers_says_what_to_set").await else { return };
     node.containers.ulimits = vec!["nofile=99999999999:99999999999".into()];
     let (outcome, _) = node.prepare(&user_managed("python"), named(IMAGE)).await;
     let error = outcome.unwrap_err().to_string();
