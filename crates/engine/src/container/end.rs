@@ -112,7 +112,7 @@ impl End {
             return failed(format!("the program could not be started in the container: {said}"), true);
         }
         let of_the_engine = match client.kind {
-            Kind::Apptainer => code == 255 && log.lines().any(|line| line.starts_with("FATAL:")),
+            Kind::Apptainer => apptainer_failed(code, log),
             _ => match self.started {
                 Some(started) => !started,
                 None => (125..=127).contains(&code),
@@ -144,6 +144,8 @@ pub(crate) fn advice(said: &str) -> &'static str {
         "; set container_ulimits for the target to what this machine allows, e.g. [\"nofile=1024:1024\", \"nproc=1000:1000\"]"
     } else if said.contains("cgroup") {
         "; this machine lacks the control groups that the engine needs: set container_runtime = \"runc\" or container_arguments = [\"--cgroups=disabled\"] for the target"
+    } else if said.contains("requesting capability set") {
+        "; Apptainer wants root to have every capability, and the server does not have them all: run it as another user, or set container_arguments = [\"--no-privs\"] for the target"
     } else if said.contains("nvidia") || said.contains("could not select device driver") {
         "; the machine has no GPU, or the engine was not set up for it (NVIDIA Container Toolkit)"
     } else {
@@ -160,14 +162,34 @@ fn init_failed(code: i32, log: &str) -> Option<String> {
     failed.then(|| last.to_owned())
 }
 
+/// Whether a client of Apptainer that ended with `code` was itself what failed. Its own part says `FATAL:` and ends with 255; the program below it that
+/// makes the namespaces says `ERROR  :`, in red whatever it was told, and ends with 1 (seen with 1.4.5). Nothing else tells their ends from the code's.
+pub(crate) fn apptainer_failed(code: i32, log: &str) -> bool {
+    let mut lines = log.lines().map(plain).filter(|line| !line.is_empty());
+    match code {
+        255 => lines.any(|line| line.starts_with("FATAL:")),
+        1 => lines.next_back().is_some_and(|line| line.starts_with("ERROR  :")),
+        _ => false,
+    }
+}
+
+/// A line without the colours around it.
+fn plain(line: &str) -> &str {
+    let mut line = line.trim();
+    for colour in ["\u{1b}[0m", "\u{1b}[91m", "\u{1b}[31m"] {
+        line = line.trim_start_matches(colour).trim_end_matches(colour);
+    }
+    line.trim()
+}
+
 /// The last words of an engine: without its prefixes, and without warnings if there is anything else.
 fn words(log: &str) -> String {
-    let lines: Vec<&str> = log.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    let from = lines.iter().rposition(|line| ["Error:", "FATAL:", "docker: "].iter().any(|begin| line.starts_with(begin)));
+    let lines: Vec<&str> = log.lines().map(plain).filter(|line| !line.is_empty()).collect();
+    let from = lines.iter().rposition(|line| ["Error:", "FATAL:", "ERROR  :", "docker: "].iter().any(|begin| line.starts_with(begin)));
     let lines = &lines[from.unwrap_or(lines.len().saturating_sub(5))..];
     let text = lines.iter().filter(|line| !line.starts_with("See '")).copied().collect::<Vec<_>>().join("\n");
     let mut text = text.as_str();
-    for prefix in ["docker: ", "Error: ", "FATAL: ", "Error response from daemon: "] {
+    for prefix in ["docker: ", "Error: ", "FATAL: ", "ERROR  : ", "Error response from daemon: "] {
         text = text.strip_prefix(prefix).unwrap_or(text).trim_start();
     }
     match text.char_indices().nth(MAX_WORDS) {
@@ -244,6 +266,12 @@ mod tests {
         let fatal = "FATAL:   \"nope\": executable file not found in $PATH\n";
         let (message, by_definition) = start_failed(end.judge(&client(Kind::Apptainer), Cause::ExitCode { code: 255 }, fatal).0);
         assert!(message.contains("nope") && by_definition, "{message}");
+        let below = "\u{1b}[91mERROR  : Requesting capability set 0x1ff while permitted capability set is 0x1fe\n\u{1b}[0m";
+        let (message, by_definition) = start_failed(end.judge(&client(Kind::Apptainer), Cause::ExitCode { code: 1 }, below).0);
+        assert!(message.starts_with("Apptainer could not start the container: Requesting capability set"), "{message}");
+        assert!(message.contains("--no-privs") && !by_definition, "{message}");
+        let codes_own = end.judge(&client(Kind::Apptainer), Cause::ExitCode { code: 1 }, "ERROR  : of mine\nbye\n").0;
+        assert_eq!(codes_own, Cause::ExitCode { code: 1 });
         let own = end.judge(&client(Kind::Apptainer), Cause::ExitCode { code: 255 }, "bye").0;
         assert_eq!(own, Cause::ExitCode { code: 255 });
     }

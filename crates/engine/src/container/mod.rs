@@ -13,7 +13,7 @@ mod note;
 mod settings;
 
 pub(crate) use client::{Candidate, Client, Kind};
-pub(crate) use end::{advice, close, remove};
+pub(crate) use end::{advice, apptainer_failed, close, remove};
 pub(crate) use launch::{Mount, Outline, Surroundings, mount_word, outline, surroundings};
 pub(crate) use note::{Note, remove_leftovers};
 pub use settings::{ContainerSettings, EngineChoice, Login};

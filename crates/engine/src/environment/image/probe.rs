@@ -97,7 +97,7 @@ fn engine_failed(kind: Kind, code: Option<i32>, said: &str) -> Option<Broken> {
         ["executable file not found", "not found in $path", "no such file or directory", "permission denied: oci", "is a directory"];
     let is_missing = no_program.iter().any(|words| lower.contains(words)) && !lower.contains("rlimit");
     let of_the_engine = match kind {
-        Kind::Apptainer => code == Some(255) && said.contains("FATAL"),
+        Kind::Apptainer => code.is_some_and(|code| crate::container::apptainer_failed(code, said)),
         _ => matches!(code, None | Some(125..=127)),
     };
     of_the_engine.then_some(if is_missing && code != Some(125) { Broken::NoProgram } else { Broken::Engine })
