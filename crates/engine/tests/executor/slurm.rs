@@ -255,8 +255,8 @@ async fn until_waits(executor: &SlurmExecutor, attempt: AttemptId, part: &str) {
 #[tokio::test]
 async fn a_waiting_job_says_how_many_are_ahead_of_it() {
     let (slurm, executor, attempt) = submitted(Some("hold")).await;
-    let line = |priority: u32| format!("{:<64}{priority:<20}\n", "cpu");
-    slurm.switch("queue", &[line(100), line(101), line(500), line(7)].concat());
+    let line = |priority: u32, id: u32| format!("{:<64}{priority:<20}{id:<20}\n", "cpu");
+    slurm.switch("queue", &[line(100, 1), line(100, 12), line(101, 7), line(500, 9), line(7, 3)].concat());
     until_waits(&executor, attempt, "2 jobs ahead in partition cpu").await;
     slurm.job("reason", "QOSMaxJobsPerUserLimit");
     until_waits(&executor, attempt, "QOSMaxJobsPerUserLimit").await;

@@ -1,5 +1,7 @@
 //! Reads what `squeue` and `sacct` print. Columns of fixed width and columns between bars are the same from 20.11 to 26.05; the JSON of these tools is not.
 
+use std::cmp::Reverse;
+
 use trainyard_core::ids::AttemptId;
 
 /// What jobs are named after their attempts with.
@@ -132,15 +134,29 @@ fn sacct_line(line: &str) -> Option<Job> {
     })
 }
 
-/// Partition and priority of each line of `squeue` with these two columns.
-pub(super) const QUEUE_COLUMNS: &[(&str, usize)] = &[("Partition", 64), ("PriorityLong", 20)];
+/// Partition, priority and id of each line of `squeue` with these columns.
+pub(super) const QUEUE_COLUMNS: &[(&str, usize)] = &[("Partition", 64), ("PriorityLong", 20), ("JobID", 20)];
 
-pub(super) fn queue(text: &str) -> Vec<(String, u64)> {
+pub(super) fn queue(text: &str) -> Vec<(String, Turn)> {
     let line = |line: &str| match fixed(line, QUEUE_COLUMNS).as_slice() {
-        [partition, priority] => Some((partition.clone(), priority.parse().ok()?)),
+        [partition, priority, id] => {
+            // What waits of an array may be `17_[2-9]`.
+            let id = id.split(['_', '+']).next()?.parse().ok()?;
+            Some((partition.clone(), Turn::new(priority.parse().ok()?, id)))
+        }
         _ => None,
     };
     text.lines().filter_map(line).collect()
+}
+
+/// A waiting job's place among others: what is greater is ahead. By priority, and where that is the same, as it is for all jobs on many clusters, by age.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Turn(u64, Reverse<u64>);
+
+impl Turn {
+    pub(super) fn new(priority: u64, id: u64) -> Self {
+        Self(priority, Reverse(id))
+    }
 }
 
 /// The attempt that a job is named after.
@@ -206,6 +222,17 @@ mod tests {
     /// A line as `squeue` pads it.
     fn line(fields: [&str; 11]) -> String {
         SQUEUE_COLUMNS.iter().zip(fields).map(|((_, width), field)| format!("{field:<width$}")).collect()
+    }
+
+    #[test]
+    fn jobs_of_one_priority_wait_in_the_order_of_their_ids() {
+        let line = |partition: &str, priority: &str, id: &str| format!("{partition:<64}{priority:<20}{id:<20}\n");
+        let text =
+            [line("cpu", "1", "9_[0-3]"), line("cpu,gpu", "1", "12"), line("cpu", "4000000000", "30"), line("cpu", "?", "8")].concat();
+        let turns: Vec<Turn> = queue(&text).into_iter().map(|(_, turn)| turn).collect();
+        assert_eq!(turns, [Turn::new(1, 9), Turn::new(1, 12), Turn::new(4_000_000_000, 30)]);
+        let ahead = |own: Turn| turns.iter().filter(|turn| **turn > own).count();
+        assert_eq!((ahead(Turn::new(1, 12)), ahead(Turn::new(1, 9)), ahead(Turn::new(4_000_000_000, 30))), (2, 1, 0));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
 use trainyard_core::ids::AttemptId;
 
 use super::{
-    parse::{self, Job, JobState, QUEUE_COLUMNS, SACCT_COLUMNS, SQUEUE_COLUMNS},
+    parse::{self, Job, JobState, QUEUE_COLUMNS, SACCT_COLUMNS, SQUEUE_COLUMNS, Turn},
     tools::{Failure, ME, Tools},
 };
 
@@ -54,8 +54,8 @@ struct Known {
     ended: HashMap<u64, Job>,
     /// Since when jobs are asked for that Slurm does not show.
     missing: HashMap<u64, Instant>,
-    /// Priorities of waiting jobs, by partition, rising.
-    queue: BTreeMap<String, Vec<u64>>,
+    /// The turns of waiting jobs, by partition, the last one first.
+    queue: BTreeMap<String, Vec<Turn>>,
     counted: Option<Instant>,
     accounting: Accounting,
 }
@@ -136,7 +136,7 @@ impl View {
         let known = self.lock();
         known.counted?;
         let waiting = known.queue.get(&job.partition)?;
-        Some(waiting.len() - waiting.partition_point(|priority| *priority <= job.priority))
+        Some(waiting.len() - waiting.partition_point(|turn| *turn <= Turn::new(job.priority, job.id)))
     }
 
     /// A snapshot that was asked for after `after`. `None`: Slurm did not answer.
@@ -223,13 +223,13 @@ impl View {
         // Also after no answer: what is asked for is a courtesy.
         known.counted = Some(Instant::now());
         if let Ok(printed) = answer {
-            let mut queue: BTreeMap<String, Vec<u64>> = BTreeMap::new();
-            for (partitions, priority) in parse::queue(&printed.text) {
+            let mut queue: BTreeMap<String, Vec<Turn>> = BTreeMap::new();
+            for (partitions, turn) in parse::queue(&printed.text) {
                 for partition in partitions.split(',') {
-                    queue.entry(partition.to_owned()).or_default().push(priority);
+                    queue.entry(partition.to_owned()).or_default().push(turn);
                 }
             }
-            queue.values_mut().for_each(|priorities| priorities.sort_unstable());
+            queue.values_mut().for_each(|turns| turns.sort_unstable());
             known.queue = queue;
         }
         true
