@@ -1,12 +1,15 @@
 //! Layers on top of images: a folder of this machine, copied to the same absolute path in an image, once.
 //!
-//! A layer's tag names the environment in it, in a repository of the cache that the environment is in: layers of environments that are gone are found
-//! by their tags, and go when the next one is made. Apptainer has no layers: the folder is mounted instead.
+//! A layer's tag names the environment in it, the image below and what is installed, in a repository of the cache that the environment is in. So an
+//! environment that was removed and solved anew finds no layer of its former self, and layers that nobody has any more go when the next one is made. Apptainer has no layers: the folder is mounted instead.
 
 use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
-use trainyard_core::{environment::Progress, ids::EnvironmentHash};
+use trainyard_core::{
+    environment::{EnvironmentLock, Progress},
+    ids::EnvironmentHash,
+};
 
 use super::{
     super::{
@@ -27,9 +30,15 @@ fn repository(cache: &Cache) -> String {
     format!("localhost/trainyard/layer-{place}")
 }
 
-/// The tag of the layer with the environment `hash` on `image`.
-pub(super) fn tag(desk: &Desk<'_>, image: &Image, hash: &EnvironmentHash) -> String {
-    format!("{}:{hash}-{}", repository(&desk.cache), image.short_id())
+/// The tag of the layer with the environment `hash`, which holds what `lock` says, on `image`.
+pub(super) fn tag(desk: &Desk<'_>, image: &Image, (hash, lock): (&EnvironmentHash, &EnvironmentLock)) -> String {
+    format!("{}:{hash}-{}-{}", repository(&desk.cache), image.short_id(), content(lock))
+}
+
+/// What is installed, in 16 digits.
+fn content(lock: &EnvironmentLock) -> String {
+    let listed = serde_json::to_vec(&(&lock.python, &lock.conda, &lock.packages)).unwrap_or_default();
+    hex::encode(&Sha256::digest(listed)[..8])
 }
 
 /// Puts `folder` on top of `image`, as `tag`, unless that was done before. Gives the image's id.
@@ -78,13 +87,16 @@ fn dockerfile(base: &str, folder: &Path) -> Result<String, PrepareError> {
     Ok(format!("FROM {base}\nLABEL {LABEL}={:?}\nCOPY {copy}\n", folder.file_name().unwrap_or_default()))
 }
 
-/// Removes the layers of this cache whose environments were removed. One that a container uses stays until the next time.
+/// Removes the layers of this cache whose environments were removed, or were built anew with something else in them. One that a container uses stays until the next time.
 async fn sweep(desk: &Desk<'_>, console: &Console<'_>) -> Result<(), PrepareError> {
     let filter = format!("reference={}", repository(&desk.cache));
     let answer = desk.call(["images", "--filter", &filter, "--format", "{{.Repository}}:{{.Tag}}"], console).await?;
     for tag in answer.out.lines().map(str::trim).filter(|_| answer.ok) {
-        let hash = tag.rsplit_once(':').and_then(|(_, tag)| tag.split('-').next()).and_then(|hash| hash.parse::<EnvironmentHash>().ok());
-        if hash.is_some_and(|hash| !desk.cache.environment(&hash).exists()) {
+        let Some((_, name)) = tag.rsplit_once(':') else { continue };
+        let Some(hash) = name.split('-').next().and_then(|hash| hash.parse::<EnvironmentHash>().ok()) else { continue };
+        // One that is being built has a folder and no list yet.
+        let is_another = |lock: EnvironmentLock| name.rsplit_once('-').is_none_or(|(_, installed)| installed != content(&lock));
+        if !desk.cache.environment(&hash).exists() || desk.cache.lock_of(&hash).is_some_and(is_another) {
             let removed = desk.call(["rmi", tag], console).await?;
             tracing::info!(tag, removed = removed.ok, "the environment of this layer is gone");
         }
@@ -95,6 +107,18 @@ async fn sweep(desk: &Desk<'_>, console: &Console<'_>) -> Result<(), PrepareErro
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_layer_is_known_by_what_is_installed_in_it() {
+        let lock = |version: &str| -> EnvironmentLock {
+            let package = serde_json::json!({ "name": "six", "version": version });
+            serde_json::from_value(serde_json::json!({ "python": "3.11.2", "builder": "uv", "packages": [package] })).unwrap()
+        };
+        let again: EnvironmentLock = serde_json::from_str(&serde_json::to_string(&lock("1")).unwrap()).unwrap();
+        assert_eq!(content(&lock("1")), content(&again));
+        assert_eq!(content(&lock("1")), content(&EnvironmentLock { builder: "uv in Docker".into(), ..lock("1") }));
+        assert_ne!(content(&lock("1")), content(&lock("2")));
+    }
 
     #[test]
     fn the_folder_is_copied_to_its_own_path_whatever_is_in_it() {

@@ -106,7 +106,7 @@ impl OnTop<'_> {
             Some(self.image.id.clone()).filter(|_| self.prefix().is_ok_and(|prefix| prefix.is_dir()))
         } else {
             // Somebody may have pruned the engine's images.
-            inspect(self.desk, &layer::tag(self.desk, self.image, &self.hash), console).await?.map(|image| image.id)
+            inspect(self.desk, &layer::tag(self.desk, self.image, (&self.hash, &lock)), console).await?.map(|image| image.id)
         };
         let prefix = self.prefix()?;
         Ok(image.map(|image| Topped { image, prefix, lock, cached: true }))
@@ -142,22 +142,22 @@ impl OnTop<'_> {
         let made = if self.keeps_folder() {
             image.id.clone()
         } else {
-            let tag = layer::tag(desk, image, hash);
+            let tag = layer::tag(desk, image, (hash, &lock));
             let made = layer::ensure(desk, image, (&prefix, &tag), console).await?;
             // The layer goes with the stand-in, so its size counts for what goes when there is no room.
             place.takes_elsewhere(tree_bytes(&prefix));
             fs::remove_dir_all(stand_in.join("in-image")).map_err(failed)?;
             made
         };
-        self.write_stand_in(&stand_in).map_err(failed)?;
+        self.write_stand_in(&stand_in, &lock).map_err(failed)?;
         place.finish(&lock).await?;
         Ok(Topped { image: made, prefix, lock, cached: false })
     }
 
     /// The cache asks of every environment that its `bin/python` can be executed.
-    fn write_stand_in(&self, folder: &Path) -> std::io::Result<()> {
+    fn write_stand_in(&self, folder: &Path, lock: &EnvironmentLock) -> std::io::Result<()> {
         let python = folder.join("bin/python");
-        let where_ = if self.keeps_folder() { "below in-image/".to_owned() } else { layer::tag(self.desk, self.image, &self.hash) };
+        let where_ = if self.keeps_folder() { "below in-image/".to_owned() } else { layer::tag(self.desk, self.image, (&self.hash, lock)) };
         let text = format!("#!/bin/sh\necho 'this environment is on top of an image: {where_}' >&2\nexit 1\n");
         fs::write(&python, text)?;
         fs::set_permissions(&python, fs::Permissions::from_mode(0o755))

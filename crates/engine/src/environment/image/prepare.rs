@@ -271,13 +271,13 @@ async fn of_this_machine(
     console: &mut Console<'_>,
 ) -> Result<InImage, PrepareError> {
     let folder = prepared.bin_dir.as_deref().and_then(Path::parent).map(Path::to_owned);
-    let (Some(hash), Some(folder)) = (prepared.hash.clone(), folder) else {
+    let (Some(hash), Some(folder), Some(lock)) = (prepared.hash.clone(), folder, prepared.lock.as_ref()) else {
         return Err(PrepareError::Settings("an environment without a folder cannot be put on top of an image".into()));
     };
     let (made, mounted) = if desk.client.kind == Kind::Apptainer {
         (image.id.clone(), Some(folder))
     } else {
-        (layer::ensure(desk, image, (&folder, &layer::tag(desk, image, &hash)), console).await?, None)
+        (layer::ensure(desk, image, (&folder, &layer::tag(desk, image, (&hash, lock))), console).await?, None)
     };
     if let Some(lock) = &mut prepared.lock {
         lock.image = Some(image.locked());
